@@ -1,0 +1,195 @@
+"""What can go wrong, as a tree; each error stores its fields and speaks one sentence.
+
+EndpointError
+├── ConfigurationError          no key, no such endpoint, a provider that cannot do it
+├── InputError (ValueError)     what was typed cannot be sent; nothing was sent
+├── TransportError              the network
+│   ├── ConnectionFailed        nothing was sent: calling again is safe
+│   └── AnswerLost              it was sent, and no whole answer came back
+│       └── RequestTimeout (TimeoutError)
+├── APIError                    the server answered with an HTTP error
+│   ├── BadRequest              400, 413, 422
+│   ├── AuthenticationError     401
+│   ├── PermissionDenied        402, 403: credit or rights
+│   ├── NotFoundError           404
+│   ├── RateLimitError          429
+│   └── ServerError             5xx
+├── ProtocolError               an answer that is not what the protocol says
+├── JobError                    the job itself
+│   ├── JobFailed
+│   ├── JobCancelled
+│   ├── JobTimedOut (TimeoutError)
+│   └── JobLost                 expired: the server no longer knows it
+├── WaitTimeout (TimeoutError)  we stopped waiting; says what became of the job
+└── JournalError
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from notebook_ext.types import Job
+
+__all__ = [
+    "APIError",
+    "AnswerLost",
+    "AuthenticationError",
+    "BadRequest",
+    "ConfigurationError",
+    "ConnectionFailed",
+    "EndpointError",
+    "InputError",
+    "JobCancelled",
+    "JobError",
+    "JobFailed",
+    "JobLost",
+    "JobTimedOut",
+    "JournalError",
+    "NotFoundError",
+    "PermissionDenied",
+    "ProtocolError",
+    "RateLimitError",
+    "RequestTimeout",
+    "ServerError",
+    "TransportError",
+    "WaitTimeout",
+]
+
+
+class EndpointError(Exception):
+    """Anything that this package raises on purpose.
+
+    Args:
+        message: One sentence: what failed, on what, after how long, what to do next.
+        job_id: The job it is about, where one is known.
+    """
+
+    def __init__(self, message: str, *, job_id: str | None = None) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+
+    def _render_traceback_(self) -> list[str]:
+        """IPython asks this instead of drawing a traceback: one line in the notebook."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class ConfigurationError(EndpointError):
+    """Something about the set-up is missing or contradictory; the sentence says what to do."""
+
+
+class InputError(EndpointError, ValueError):
+    """What was given cannot be sent as it is; nothing was sent."""
+
+
+class TransportError(EndpointError):
+    """The network failed between us and the server."""
+
+
+class ConnectionFailed(TransportError):
+    """The connection was never made, so nothing was sent: calling again is safe."""
+
+
+class AnswerLost(TransportError):
+    """The request was sent, but no whole answer came back: after a submission, the job may exist."""
+
+
+class RequestTimeout(AnswerLost, TimeoutError):
+    """The answer to one request did not come in time; the job itself may go on."""
+
+
+class APIError(EndpointError):
+    """The server answered with an HTTP error.
+
+    Args:
+        message: One sentence.
+        status_code: The HTTP status.
+        body: The answer's text, cut to a few hundred characters.
+        job_id: The job it is about, where one is known.
+    """
+
+    def __init__(self, message: str, *, status_code: int, body: str = "", job_id: str | None = None) -> None:
+        super().__init__(message, job_id=job_id)
+        self.status_code = status_code
+        self.body = body
+
+
+class BadRequest(APIError):
+    """400, 413, 422: the server did not accept the request; sending it again will not help."""
+
+
+class AuthenticationError(APIError):
+    """401: the key is wrong, or missing."""
+
+
+class PermissionDenied(APIError):
+    """402, 403: the account has no credit, or the key no right to do this."""
+
+
+class NotFoundError(APIError):
+    """404: there is no such endpoint, or the job is unknown or has expired."""
+
+
+class RateLimitError(APIError):
+    """429: too many requests, or too full a queue; nothing was accepted.
+
+    Args:
+        retry_after: Seconds that the server asks to wait; None where it does not say.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status_code: int = 429,
+        body: str = "",
+        job_id: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, status_code=status_code, body=body, job_id=job_id)
+        self.retry_after = retry_after
+
+
+class ServerError(APIError):
+    """5xx: the platform or a proxy before it failed; after a submission, the job may exist."""
+
+
+class ProtocolError(EndpointError):
+    """The server answered, but not in the protocol's shape: is the base URL right?"""
+
+
+class JobError(EndpointError):
+    """The job itself did not end well.
+
+    Args:
+        message: One sentence.
+        job: Its last snapshot; `job.error` has what the worker said.
+    """
+
+    def __init__(self, message: str, job: Job) -> None:
+        super().__init__(message, job_id=job.id)
+        self.job = job
+
+
+class JobFailed(JobError):
+    """FAILED: the handler raised, or returned an error."""
+
+
+class JobCancelled(JobError):
+    """CANCELLED: somebody stopped it."""
+
+
+class JobTimedOut(JobError, TimeoutError):
+    """TIMED_OUT: it ran longer than its execution timeout, or no worker took it before its ttl."""
+
+
+class JobLost(JobError):
+    """The server no longer knows the job (404): it expired, and its result is gone."""
+
+
+class WaitTimeout(EndpointError, TimeoutError):
+    """We stopped waiting; the sentence says what became of the job."""
+
+
+class JournalError(EndpointError):
+    """The journal could not be read or written."""
