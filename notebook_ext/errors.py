@@ -54,6 +54,7 @@ __all__ = [
     "ServerError",
     "TransportError",
     "WaitTimeout",
+    "job_error",
 ]
 
 
@@ -193,3 +194,25 @@ class WaitTimeout(EndpointError, TimeoutError):
 
 class JournalError(EndpointError):
     """The journal could not be read or written."""
+
+
+def job_error(job: Job) -> JobError | None:
+    """The error of a job that did not end well; None for any other state."""
+    after = f" after {job.execution_time:.1f} s on a worker" if job.execution_time is not None else ""
+    said = f": {job.error}" if job.error is not None else ""
+    where = f"job {job.id} on {job.endpoint}"
+    match job.status.value:
+        case "FAILED":
+            return JobFailed(f"{where} failed{after}{said or ', and the worker gave no reason'}", job)
+        case "CANCELLED":
+            return JobCancelled(f"{where} was cancelled{after}{said}", job)
+        case "TIMED_OUT":
+            reason = said or ": it ran longer than its execution timeout, or waited longer than its ttl"
+            return JobTimedOut(f"{where} timed out{after}{reason}", job)
+        case "LOST":
+            return JobLost(
+                f"{where} is unknown to the server (404): it expired with its result, or was never there. "
+                "Results are kept for minutes only; run it again if you still need it.",
+                job,
+            )
+    return None

@@ -1,0 +1,377 @@
+"""Endpoint: the async client of one serverless endpoint; usable with no notebook anywhere.
+
+async with Endpoint("abc123", provider="runpod") as ep:
+    job = await ep.run({"prompt": "hi"})
+    async for chunk in ep.stream(job.id):
+        print(chunk.output, end="")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+from notebook_ext import protocol, providers
+from notebook_ext.errors import InputError, JobLost, NotFoundError, ProtocolError, WaitTimeout, job_error
+from notebook_ext.exchange import REQUEST_TIMEOUT, Exchange
+from notebook_ext.following import Following, differs
+from notebook_ext.limits import Limits
+from notebook_ext.protocol import JobRequest, Operation
+from notebook_ext.types import ExecutionPolicy, Health, Job, JobStatus, StreamChunk
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Mapping
+
+    from notebook_ext.providers import Provider
+
+__all__ = ["Endpoint"]
+
+STREAM_HOLD = 10.0
+"""Seconds that the server may hold one `/stream`: its documented default (Runpod)."""
+SYNC_HOLD = 30.0
+"""Seconds that the server may hold one `/status-sync`; below the 60 s at which proxies cut."""
+SHORTEST_HOLD, LONGEST_HOLD = 1.0, 300.0
+"""Seconds: the documented range of `wait` (Runpod)."""
+
+
+class Endpoint:
+    """The async client of one endpoint; it belongs to the event loop that first uses it.
+
+    Args:
+        id: The endpoint's id at its provider.
+        provider: "runpod", "tensorone", "tensorone-rest", a base URL ending in /v2, or a Provider.
+        api_key: The key, or a function that returns it whenever a request is built. None looks
+            where the notebook looks: the provider's environment variable, then the keyring.
+        limits: Shared by everything that calls the same endpoint; None makes one of its own.
+
+    Raises:
+        ConfigurationError: No such provider, or a base URL that a key must not be sent to.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        provider: str | Provider = "runpod",
+        api_key: str | Callable[[], str | None] | None = None,
+        *,
+        limits: Limits | None = None,
+    ) -> None:
+        if not re.fullmatch(r"[\w.-]+", id):
+            raise InputError(f"{id!r} is not an endpoint id: letters, digits, '-', '_' and '.' only")
+        self.id = id
+        self.provider = providers.resolve(provider)
+        self._exchange = Exchange(self.id, self.provider, api_key, limits or Limits(self.provider.limits))
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.id!r}, provider={self.provider.name!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close its connections; jobs that were submitted go on."""
+        await self._exchange.aclose()
+
+    # ------------------------------------------------------------------ submit
+
+    async def run(
+        self,
+        input: Any,
+        *,
+        policy: ExecutionPolicy | None = None,
+        webhook: str | None = None,
+        webhook_v2: str | None = None,
+        s3_config: Mapping[str, Any] | None = None,
+        timeout: float = REQUEST_TIMEOUT,
+    ) -> Job:
+        """Queue one job and return its first snapshot, without waiting for its result.
+
+        Args:
+            input: What the worker receives: any JSON value, at most 10 MB encoded (Runpod
+                operation reference).
+            policy: Server-side clocks of this job. None keeps the endpoint's own.
+            webhook: http(s) URL that the provider calls with the result.
+            webhook_v2: Passed on as it is; undocumented.
+            s3_config: Bucket credentials handed to the worker.
+            timeout: Seconds to wait for the reply to *this request*, not for the job.
+
+        Raises:
+            InputError: Not JSON, too large, or a policy out of range; nothing was sent.
+            ConnectionFailed: Nothing was sent; calling again is safe.
+            AnswerLost: The job may have been queued, its id unknown; repeating may run it twice.
+                RequestTimeout is the case in which no answer came in `timeout`.
+            RateLimitError: Too many requests, nothing was queued; `retry_after` is in seconds.
+        """
+        request = self._request(input, policy, webhook, webhook_v2, s3_config)
+        answer = await self._exchange.call(
+            Operation.RUN, body=request.to_json(self.provider.dialect), timeout=timeout
+        )
+        return self._submitted_job(answer)
+
+    async def run_sync(
+        self,
+        input: Any,
+        *,
+        policy: ExecutionPolicy | None = None,
+        webhook: str | None = None,
+        webhook_v2: str | None = None,
+        s3_config: Mapping[str, Any] | None = None,
+        wait: float = SYNC_HOLD,
+        timeout: float | None = None,
+    ) -> Job:
+        """Submit with one `/runsync` round, go on by id where it is unfinished, and return the final job.
+
+        Args:
+            input: What the worker receives: any JSON value, at most 20 MB encoded.
+            policy: Server-side clocks of this job.
+            webhook: http(s) URL that the provider calls with the result.
+            webhook_v2: Passed on as it is; undocumented.
+            s3_config: Bucket credentials handed to the worker.
+            wait: Seconds that the server may hold the first answer (1 to 300); the id is not
+                known before it comes, so a short one can be cancelled sooner.
+            timeout: Seconds to wait for the result. None waits until the job is final.
+
+        Raises:
+            JobError: It ended in anything but COMPLETED.
+            WaitTimeout: Not final within `timeout`; it goes on, and `job_id` names it.
+            AnswerLost: The first answer was lost: the job may run, its id unknown.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        job = await self.start_sync(
+            input,
+            policy=policy,
+            webhook=webhook,
+            webhook_v2=webhook_v2,
+            s3_config=s3_config,
+            wait=wait if timeout is None else min(wait, timeout),
+        )
+        while not job.status.is_final:
+            left = SYNC_HOLD if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                raise WaitTimeout(
+                    f"job {job.id} on {self.id} was still {job.status} after {timeout:g} s; it goes on: "
+                    f"ask for its status, or cancel it",
+                    job_id=job.id,
+                )
+            job = await self.status_sync(job.id, wait=min(SYNC_HOLD, left))
+        if (error := job_error(job)) is not None:
+            raise error
+        return job
+
+    async def start_sync(
+        self,
+        input: Any,
+        *,
+        policy: ExecutionPolicy | None = None,
+        webhook: str | None = None,
+        webhook_v2: str | None = None,
+        s3_config: Mapping[str, Any] | None = None,
+        wait: float = SYNC_HOLD,
+    ) -> Job:
+        """One `/runsync` round: the job as it is after at most `wait` seconds, final or not.
+
+        Args and errors are those of `run_sync`.
+        """
+        request = self._request(input, policy, webhook, webhook_v2, s3_config)
+        hold = _clamped(wait)
+        answer = await self._exchange.call(
+            Operation.RUNSYNC,
+            body=request.to_json(self.provider.dialect, queued=False),
+            hold=hold,
+        )
+        return self._submitted_job(answer)
+
+    # ------------------------------------------------------------------ look
+
+    async def status(self, job_id: str, *, timeout: float = REQUEST_TIMEOUT) -> Job:
+        """Look at a job once.
+
+        Args:
+            job_id: The server's id.
+            timeout: Seconds to wait for the answer.
+
+        Raises:
+            JobLost: The server does not know it (any more): it expired, and its result is gone.
+        """
+        return await self._look(Operation.STATUS, job_id, timeout=timeout)
+
+    async def status_sync(self, job_id: str, *, wait: float = SYNC_HOLD) -> Job:
+        """Look at a job, letting the server hold the answer until it is final or `wait` seconds are over.
+
+        Where the provider has no such route, it looks at once and then, after a pause that grows
+        with the number of looks, again, until `wait` seconds are over.
+        """
+        if Operation.STATUS_SYNC in self.provider.routes:
+            hold = _clamped(wait)
+            asked = time.monotonic()
+            job = await self._look(Operation.STATUS_SYNC, job_id, hold=hold)
+            if not job.status.is_final and time.monotonic() - asked < 0.5:
+                await asyncio.sleep(min(0.5, wait))  # a server that does not hold is not hammered
+            return job
+        deadline = time.monotonic() + wait
+        pause = 0.25
+        while True:
+            job = await self.status(job_id)
+            left = deadline - time.monotonic()
+            if job.status.is_final or left <= 0:
+                return job
+            await asyncio.sleep(min(pause, left))
+            pause = min(pause * 1.5, 5.0)
+
+    async def stream(self, job_id: str, *, hold: float = STREAM_HOLD) -> AsyncGenerator[StreamChunk]:
+        """Yield a job's chunks as they come; ends when the job is COMPLETED.
+
+        Reading drains: two readers of one job share its chunks between them.
+
+        Args:
+            job_id: The server's id.
+            hold: Seconds that the server may hold one answer (1 to 300).
+
+        Raises:
+            JobError: The job ended in anything but COMPLETED; what came before has been yielded.
+            AnswerLost: Answers were lost on the wire with the chunks in them, and the server keeps
+                no aggregate to repair them from.
+        """
+        final = None
+        async with contextlib.aclosing(self._following(job_id, hold, look=False)) as events:
+            async for event in events:
+                if isinstance(event, StreamChunk):
+                    yield event
+                else:
+                    final = event
+        if final is not None and (error := job_error(final)) is not None:
+            raise error
+
+    async def follow(self, job_id: str, *, hold: float = STREAM_HOLD) -> AsyncGenerator[StreamChunk | Job]:
+        """Yield all that can be seen of a job: snapshots when it changes, chunks, its final snapshot.
+
+        The final snapshot is yielded, not raised, whatever its state. Where the provider has no
+        stream route it follows by status alone.
+
+        Raises:
+            AnswerLost: As in `stream`; it is raised after the final snapshot.
+        """
+        if Operation.STREAM in self.provider.routes:
+            async with contextlib.aclosing(self._following(job_id, hold, look=True)) as events:
+                async for event in events:
+                    yield event
+            return
+        last: Job | None = None
+        while last is None or not last.status.is_final:
+            try:
+                job = await self.status_sync(job_id, wait=2.0)
+            except JobLost as lost:
+                job = lost.job
+            if differs(last, job):
+                yield job
+            last = job
+
+    async def read_stream(
+        self, job_id: str, *, hold: float = STREAM_HOLD, first_index: int = 0
+    ) -> tuple[JobStatus | None, list[StreamChunk]]:
+        """One answer of `/stream`: the status (None where it tells none) and the chunks since the last one.
+
+        Args:
+            job_id: The server's id.
+            hold: Seconds that the server may hold the answer (1 to 300).
+            first_index: The index of its first chunk.
+
+        Raises:
+            AnswerLost: The answer was lost, and with it any chunks in it: reading drains.
+        """
+        try:
+            answer = await self._exchange.call(Operation.STREAM, job_id, hold=_clamped(hold))
+        except NotFoundError as error:
+            raise self._lost(job_id) from error
+        return protocol.read_stream(answer, first_index=first_index)
+
+    async def health(self) -> Health:
+        """The endpoint's counters of jobs and workers."""
+        return protocol.read_health(await self._exchange.call(Operation.HEALTH))
+
+    async def requests(self) -> list[Job]:
+        """The provider's list of recent requests (heavily rate limited; its shape is undocumented)."""
+        answer = await self._exchange.call(Operation.REQUESTS)
+        return protocol.read_requests(answer, endpoint=self.id, dialect=self.provider.dialect)
+
+    # ------------------------------------------------------------------ change
+
+    async def cancel(self, job_id: str) -> Job:
+        """Ask the server to stop a job, and return what it answered.
+
+        The answer says that the request was taken, not that the worker has stopped; look at the
+        status for that. Safe to repeat.
+
+        Raises:
+            JobLost: The server does not know it (any more).
+        """
+        return await self._look(Operation.CANCEL, job_id, body={})
+
+    async def retry(self, job_id: str) -> Job:
+        """Queue a FAILED or TIMED_OUT job again: the same id, the same input, its old output gone.
+
+        Raises:
+            BadRequest: It is in another state.
+            JobLost: It has expired.
+        """
+        return await self._look(Operation.RETRY, job_id, body={})
+
+    async def purge_queue(self) -> int:
+        """Remove every queued job, whoever submitted it, and return how many; running ones go on."""
+        return protocol.read_purged(await self._exchange.call(Operation.PURGE_QUEUE, body={}))
+
+    # ------------------------------------------------------------------ inside: one request
+
+    def _request(
+        self,
+        input: Any,
+        policy: ExecutionPolicy | None,
+        webhook: str | None,
+        webhook_v2: str | None,
+        s3_config: Mapping[str, Any] | None,
+    ) -> JobRequest:
+        policy = policy or ExecutionPolicy()
+        for name, (least, most) in (self.provider.policy_ranges or {}).items():
+            seconds = getattr(policy, name)
+            if seconds is not None and not least <= seconds <= most:
+                raise InputError(
+                    f"{name} is {seconds:g} s, but {self.provider.name} takes {least:g} s to {most:g} s; "
+                    "nothing was sent"
+                )
+        for url in (webhook, webhook_v2):
+            if url is not None and not url.startswith(("https://", "http://")):
+                raise InputError(f"a webhook is an http(s) URL, not {url!r}; nothing was sent")
+        return JobRequest(input, policy, webhook, webhook_v2, s3_config)
+
+    def _submitted_job(self, answer: Any) -> Job:
+        job = protocol.read_job(answer, endpoint=self.id, dialect=self.provider.dialect)
+        if not job.id and not job.status.is_final:
+            raise ProtocolError(f"{self.id} took the job ({job.status}) but answered without an id")
+        self._exchange.submitted(job.id)
+        return job
+
+    async def _look(self, operation: Operation, job_id: str, **request: Any) -> Job:
+        try:
+            answer = await self._exchange.call(operation, job_id, **request)
+        except NotFoundError as error:
+            raise self._lost(job_id) from error
+        return protocol.read_job(answer, endpoint=self.id, dialect=self.provider.dialect, job_id=job_id)
+
+    def _following(self, job_id: str, hold: float, *, look: bool) -> AsyncGenerator[StreamChunk | Job]:
+        return Following(self, job_id, hold=hold, look=look).events()
+
+    def _lost(self, job_id: str) -> JobLost:
+        job = Job(id=job_id, endpoint=self.id, status=JobStatus.LOST, seen_at=time.time())
+        error = job_error(job)
+        assert isinstance(error, JobLost)  # LOST has no other error
+        return error
+
+
+def _clamped(seconds: float) -> float:
+    return min(max(seconds, SHORTEST_HOLD), LONGEST_HOLD)

@@ -1,0 +1,113 @@
+"""One endpoint by its name, for code that does not await; and what is submitted to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from notebook_ext.types import ExecutionPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from notebook_ext.client import Endpoint
+    from notebook_ext.handle import JobHandle
+    from notebook_ext.providers import Provider
+    from notebook_ext.session import Session
+    from notebook_ext.types import Health, Job
+
+__all__ = ["Connection", "Submission"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """One job as it is to be submitted.
+
+    Args:
+        input: What the worker receives: any JSON value.
+        sync: Submit with `/runsync` and go on by status, instead of `/run` and the stream.
+        policy: The server's clocks for it.
+        webhook: http(s) URL that gets the result.
+        s3_config: Bucket credentials for the worker; never journaled.
+        cell: The notebook cell's id, where known.
+    """
+
+    input: Any
+    sync: bool = False
+    policy: ExecutionPolicy = field(default_factory=ExecutionPolicy)
+    webhook: str | None = None
+    s3_config: Mapping[str, Any] | None = field(default=None, repr=False)
+    cell: str | None = None
+
+    def options(self) -> dict[str, Any]:
+        """What the journal keeps of it beside the input."""
+        asked = {
+            "execution_timeout": self.policy.execution_timeout,
+            "ttl": self.policy.ttl,
+            "low_priority": self.policy.low_priority or None,
+            "webhook": self.webhook,
+        }
+        return {name: value for name, value in asked.items() if value is not None}
+
+
+class Connection:
+    """One endpoint by its name, for code that does not await: the sync facade of `Endpoint`.
+
+    Attributes:
+        name: Its name here.
+        endpoint: The async client; it belongs to the session's loop.
+        profile: How input is laid out and output read.
+        rate: Dollars per second of running time; None where it is not known.
+        served: Whether this session serves it.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        name: str,
+        endpoint: Endpoint,
+        *,
+        profile: str = "raw",
+        rate: float | None = None,
+        served: bool = False,
+    ) -> None:
+        self._session = session
+        self.name = name
+        self.endpoint = endpoint
+        self.profile = profile
+        self.rate = rate
+        self.served = served
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.name}: {self.endpoint.id} at {self.endpoint.provider.name}>"
+
+    @property
+    def provider(self) -> Provider:
+        """Where it is; `Endpoint(connection.endpoint.id, connection.provider)` calls it from any loop."""
+        return self.endpoint.provider
+
+    def submit(self, input: Any, **options: Any) -> JobHandle:
+        """Submit one job and return its handle at once; `options` are those of `Submission`."""
+        return self._session.submit(self, Submission(input=input, **options))
+
+    def run(self, input: Any, *, timeout: float | None = None, **options: Any) -> Any:
+        """Submit one job, wait for its result and return it.
+
+        Args:
+            input: What the worker receives: any JSON value.
+            timeout: Seconds to wait; the job goes on when they are over.
+            **options: Those of `Submission`.
+        """
+        return self.submit(input, **options).output(timeout)
+
+    def health(self) -> Health:
+        """The endpoint's counters of jobs and workers."""
+        return self._session.ask(self.endpoint.health())
+
+    def purge_queue(self) -> int:
+        """Remove every queued job, whoever submitted it, and return how many."""
+        return self._session.ask(self.endpoint.purge_queue())
+
+    def requests(self) -> list[Job]:
+        """The provider's list of recent requests."""
+        return self._session.ask(self.endpoint.requests())

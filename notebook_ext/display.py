@@ -1,0 +1,397 @@
+"""One job's place in a cell: live Markdown while it arrives, static content at its end.
+
+Front ends draw every update in full, so text that grows is cut into blocks: those that are complete
+are drawn once and left alone, and only the live tail is drawn again, at most ten times a second.
+Everything here but the making runs on the loop's thread.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from notebook_ext import render
+
+__all__ = ["JobDisplay", "LiveMarkdown", "MarkdownBlocks", "TerminalDisplay", "job_display"]
+
+Bundle = Mapping[str, Any]
+
+PAINTS_PER_SECOND = 10
+COST_PER_SECOND = 20_000
+"""Characters of live tail that may be drawn in a second."""
+DOLLAR_COST = 65
+"""What a `$` costs in characters: a formula takes as long to draw as some 130 of them."""
+BLOCK = 1_000
+"""Characters that a block has at least."""
+SMALL_BLOCKS = 20
+"""So many blocks keep that size; later ones have at least `GROWTH` of all text before them."""
+GROWTH = 0.22
+MOST_BLOCKS = 41
+"""With the tail, the strip and the footer this stays below 45: JupyterLab folds away what is past 50."""
+LONG_TEXT = 64_000
+"""Characters from which the blocks are left as they are: drawing 200 KB at once takes seconds."""
+
+
+class Output(Protocol):
+    """Where bundles go: `cell.Cell`, or widgets that stand in for it."""
+
+    def show(self, bundle: Bundle, *, display_id: str | None = None, update: bool = False) -> None: ...
+
+    def clear(self) -> None: ...
+
+
+class Terminal(Protocol):
+    """Where text goes: `cell.TerminalCell`."""
+
+    def write(self, text: str) -> None: ...
+
+    def show(self, bundle: Bundle) -> None: ...
+
+
+class Strip(Protocol):
+    """The live line of a running job."""
+
+    def _repr_mimebundle_(self) -> Bundle: ...
+
+    def close(self) -> None: ...
+
+
+class Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
+class Loop(Protocol):
+    """The part of an asyncio loop that is needed here."""
+
+    def time(self) -> float: ...
+
+    def call_at(self, when: float, callback: Callable[[], None], /) -> Timer: ...
+
+
+# ---------------------------------------------------------------------------------- where to cut
+
+
+class _Fence(NamedTuple):
+    mark: str
+    column: int
+    quotes: int
+
+
+_QUOTE = re.compile(r" {0,3}> ?")
+_ITEM = re.compile(r" {0,3}(?:[-*+]|\d{1,9}[.)])(?: {1,4}(?=\S)| *$)")
+_FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")
+_NOT_MATH = re.compile(r"\\.|(`+)(?!`).*?(?<!`)\1(?!`)")
+_LONGEST_FORMULA = 4_000
+"""Characters after which an open `$$` is taken for money."""
+
+
+class MarkdownBlocks:
+    """Cuts Markdown that is still arriving between blocks of the outermost level.
+
+    A cut is made before an unindented line that follows a blank one, and never inside a code fence
+    (of any length, in lists and quotes too) or `$$` formula.
+    """
+
+    def __init__(self) -> None:
+        self.tail = ""
+        self._scanned = 0  # the lines before it are known; it is where the unfinished one starts
+        self._cut = 0
+        self._after_blank = False
+        self._fence: _Fence | None = None
+        self._columns: list[int] = []  # where the contents of the open list items start
+        self._quotes = 0
+        self._formula: int | None = None  # characters since a `$$` that is still open
+
+    def add(self, text: str) -> None:
+        """Take the next piece, however it is cut."""
+        self.tail += text
+        while (end := self.tail.find("\n", self._scanned)) >= 0:
+            self._read(self.tail[self._scanned : end])
+            self._scanned = end + 1
+        if self._scanned < len(self.tail):
+            self._mark_cut(self.tail[self._scanned :])
+
+    def settle(self, least: float) -> str:
+        """Cut off what is complete, if it has at least that many characters; else return ""."""
+        if not self._cut or self._cut < least:
+            return ""
+        block, self.tail = self.tail[: self._cut], self.tail[self._cut :]
+        self._scanned -= self._cut
+        self._cut = 0
+        return block
+
+    def _read(self, line: str) -> None:
+        if self._formula is not None:
+            self._formula += len(line)
+            if self._formula > _LONGEST_FORMULA:
+                self._formula = None
+        self._mark_cut(line)
+        self._after_blank = not line.strip()
+        if self._fence is not None and _is_inside(line, self._fence):
+            if _closes(line, self._fence):
+                self._fence = None
+            return
+        self._fence = None
+        if self._after_blank:
+            self._quotes = 0
+        else:
+            self._read_text(line)
+
+    def _mark_cut(self, line: str) -> None:
+        fenced = self._fence is not None and _is_inside(line, self._fence)
+        if self._after_blank and line[:1].strip() and not fenced and self._formula is None:
+            self._cut = self._scanned
+
+    def _read_text(self, line: str) -> None:
+        quotes, rest = _unquote(line)
+        if quotes != self._quotes:
+            self._quotes = quotes
+            self._columns.clear()
+        while self._columns and _indent(rest) < self._columns[-1]:
+            self._columns.pop()
+        column = self._columns[-1] if self._columns else 0
+        rest = rest[column:]
+        while item := _ITEM.match(rest):
+            column += item.end()
+            self._columns.append(column)
+            rest = rest[item.end() :]
+        fence = _FENCE.match(rest)
+        if fence:
+            self._fence, self._formula = _Fence(fence[1], column, quotes), None
+        elif _NOT_MATH.sub("", rest).count("$$") % 2:
+            self._formula = 0 if self._formula is None else None
+
+
+def _unquote(line: str, most: int = sys.maxsize) -> tuple[int, str]:
+    """How many block quotes a line is in, and what it says there."""
+    depth = 0
+    line = line.expandtabs(4)
+    while depth < most and (quote := _QUOTE.match(line)):
+        depth, line = depth + 1, line[quote.end() :]
+    return depth, line
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
+
+
+def _is_inside(line: str, fence: _Fence) -> bool:
+    """Whether a line is still in the list item and the quotes in which the fence was opened."""
+    depth, rest = _unquote(line, fence.quotes)
+    return depth == fence.quotes and (not rest.strip() or _indent(rest) >= fence.column)
+
+
+def _closes(line: str, fence: _Fence) -> bool:
+    _, rest = _unquote(line, fence.quotes)
+    mark = rest.strip()
+    return len(mark) >= len(fence.mark) and set(mark) == set(fence.mark) and _indent(rest) - fence.column < 4
+
+
+# ---------------------------------------------------------------------------------- live text
+
+
+class LiveMarkdown:
+    """Draws text as it arrives: settled blocks, and a live tail under a display id.
+
+    The first piece is drawn at once. After each drawing of the tail there is a rest that grows
+    with what it cost; a timer draws what is left even if nothing more comes.
+
+    Args:
+        cell: Where it is drawn.
+        loop: The asyncio loop on whose thread all of this runs.
+    """
+
+    def __init__(self, cell: Output, loop: Loop) -> None:
+        self._cell, self._loop = cell, loop
+        self._blocks = MarkdownBlocks()
+        self._display_id: str | None = None  # the tail's; None while nothing of it is drawn
+        self._drawn = ""
+        self._settled = self._settled_length = 0
+        self._timer: Timer | None = None
+        self._rest_until = float("-inf")
+
+    def add(self, text: str) -> None:
+        """Take the next piece of text."""
+        self._blocks.add(text)
+        if self._timer is not None:
+            return
+        if self._loop.time() >= self._rest_until:
+            self._paint()
+        else:
+            self._timer = self._loop.call_at(self._rest_until, self._paint)
+
+    def finish(self) -> None:
+        """Draw the rest for good; nothing is drawn later."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._settle(self._blocks.tail)
+        self._blocks = MarkdownBlocks()
+
+    def stop(self) -> None:
+        """Draw nothing more: what is drawn is about to be replaced."""
+        self._blocks = MarkdownBlocks()
+        self.finish()
+
+    def _paint(self) -> None:
+        self._timer = None
+        self._settle(self._blocks.settle(self._least()))
+        tail = self._blocks.tail
+        if tail.strip() and tail != self._drawn:
+            # The tail is drawn often: text/plain beside it would double its bytes.
+            self._show({"text/markdown": render.inert(tail)})
+            self._drawn = tail
+        cost = len(tail) + DOLLAR_COST * tail.count("$")
+        self._rest_until = self._loop.time() + max(1 / PAINTS_PER_SECOND, cost / COST_PER_SECOND)
+
+    def _least(self) -> float:
+        if self._settled >= MOST_BLOCKS:
+            return float("inf")
+        return BLOCK if self._settled < SMALL_BLOCKS else max(BLOCK, GROWTH * self._settled_length)
+
+    def _settle(self, block: str) -> None:
+        if not block.strip():
+            return
+        self._show(render.markdown(block))
+        self._display_id, self._drawn = None, ""
+        self._settled += 1
+        self._settled_length += len(block)
+
+    def _show(self, bundle: Bundle) -> None:
+        if self._display_id is None:
+            self._display_id = uuid.uuid4().hex
+            self._cell.show(bundle, display_id=self._display_id)
+        else:
+            self._cell.show(bundle, display_id=self._display_id, update=True)
+
+
+# ---------------------------------------------------------------------------------- one job's place
+
+
+class JobDisplay:
+    """A job in a notebook's cell: the strip, the text under it, and the static end of both.
+
+    Made on the main thread, where the strip is shown; afterwards on the loop's thread.
+
+    Args:
+        cell: The cell's output.
+        loop: The loop on whose thread `add` and `finish` are called.
+        strip: The live line; closed at the end. Without one only the text is live.
+        owns_cell: Whether the cell holds nothing but this job, so that it may be cleared at the
+            end. Otherwise everything is replaced where it stands.
+        is_live: False where only what is shown last is kept (a headless run): then nothing is
+            shown before the end, and no strip.
+    """
+
+    def __init__(
+        self,
+        cell: Output,
+        loop: Loop,
+        *,
+        strip: Strip | None = None,
+        owns_cell: bool = False,
+        is_live: bool = True,
+    ) -> None:
+        self._cell, self._strip = cell, strip
+        self._owns_cell, self._is_live = owns_cell, is_live
+        self._pieces: list[str] = []
+        self._live = LiveMarkdown(cell, loop)
+        self._strip_id = uuid.uuid4().hex
+        self._is_finished = False
+        if strip is not None and is_live:
+            cell.show(strip._repr_mimebundle_(), display_id=self._strip_id)
+
+    def add(self, text: str) -> None:
+        """Show the next piece of text; after the end nothing."""
+        if self._is_finished or not text:
+            return
+        self._pieces.append(text)
+        if self._is_live:
+            self._live.add(text)
+
+    def finish(self, bundles: Sequence[Bundle] = (), footer: Bundle | None = None) -> None:
+        """Replace what is live by what will be saved; a second call does nothing.
+
+        A cell of its own is cleared and gets the text in one piece, the bundles, and the footer
+        last. Otherwise, and where the text is long, the text stays in its blocks and the footer
+        takes the strip's place above it, so that nothing moves; a long text in a cell of its own
+        has the footer below it, too.
+
+        Args:
+            bundles: What is shown after the text that was added: pictures, tables.
+            footer: The line that sums the job up.
+        """
+        if self._is_finished:
+            return
+        self._is_finished = True
+        text = "".join(self._pieces)
+        if not self._is_live:
+            self._show_all(text, bundles, footer)
+        elif self._owns_cell and len(text) <= LONG_TEXT:
+            self._live.stop()
+            self._cell.clear()
+            self._show_all(text, bundles, footer)
+        else:
+            self._finish_in_place(bundles, footer)
+        if self._strip is not None:
+            self._strip.close()
+
+    def _show_all(self, text: str, bundles: Sequence[Bundle], footer: Bundle | None) -> None:
+        parts = [render.markdown(text)] if text.strip() else []
+        for bundle in (*parts, *bundles, footer or {"text/plain": ""}):
+            self._cell.show(bundle)
+
+    def _finish_in_place(self, bundles: Sequence[Bundle], footer: Bundle | None) -> None:
+        self._live.finish()
+        for bundle in bundles:
+            self._cell.show(bundle)
+        if self._strip is not None:
+            self._cell.show(footer or {"text/plain": ""}, display_id=self._strip_id, update=True)
+        if footer is not None and (self._owns_cell or self._strip is None):
+            self._cell.show(footer)
+
+
+class TerminalDisplay:
+    """A job in a terminal: its text is printed as it comes.
+
+    Args:
+        cell: The terminal.
+    """
+
+    def __init__(self, cell: Terminal) -> None:
+        self._cell = cell
+        self._is_in_line = False
+        self._is_finished = False
+
+    def add(self, text: str) -> None:
+        """Print the next piece of text; after the end nothing."""
+        if not self._is_finished and text:
+            self._cell.write(text)
+            self._is_in_line = not text.endswith("\n")
+
+    def finish(self, bundles: Sequence[Bundle] = (), footer: Bundle | None = None) -> None:
+        """End the line, and print the text/plain of what follows; a second call does nothing."""
+        if self._is_finished:
+            return
+        self._is_finished = True
+        if self._is_in_line:
+            self._cell.write("\n")
+        for bundle in (*bundles, footer or {}):
+            self._cell.show(bundle)
+
+
+def job_display(
+    cell: Any,
+    loop: Loop,
+    *,
+    strip: Strip | None = None,
+    owns_cell: bool = False,
+    is_live: bool = True,
+) -> JobDisplay | TerminalDisplay:
+    """The display that fits the cell; the arguments are those of `JobDisplay`."""
+    if cell.is_terminal:
+        return TerminalDisplay(cell)
+    return JobDisplay(cell, loop, strip=strip, owns_cell=owns_cell, is_live=is_live)

@@ -1,0 +1,181 @@
+"""Following one job: long polls of its stream back to back, and a look at its status while nothing comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+from notebook_ext.errors import AnswerLost, EndpointError, JobLost, ProtocolError, ServerError
+from notebook_ext.types import Job, JobStatus, StreamChunk
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+__all__ = ["Following", "differs"]
+
+MOST_FAILURES = 6
+"""How many answers in a row may be lost before a job is no longer followed."""
+
+
+class _Source(Protocol):
+    id: str
+
+    async def status(self, job_id: str) -> Job: ...
+
+    async def read_stream(
+        self, job_id: str, *, hold: float, first_index: int
+    ) -> tuple[JobStatus | None, list[StreamChunk]]: ...
+
+
+class Following:
+    """Follows one job over its stream.
+
+    Args:
+        endpoint: Whose job it is.
+        job_id: The server's id.
+        hold: Seconds that the server may hold one answer.
+        look: Also look at the status now and then until the first chunk comes, and fetch the
+            final snapshot; without it, only chunks are asked for, and the final snapshot only
+            where the job ended in anything but COMPLETED.
+    """
+
+    def __init__(self, endpoint: _Source, job_id: str, *, hold: float, look: bool) -> None:
+        self._endpoint = endpoint
+        self._job_id = job_id
+        self._hold = hold
+        self._look = look
+        self._status: JobStatus | None = None
+        self._last: Job | None = None
+        self._seen = 0
+        self._lost = 0
+        self._held: list[StreamChunk] = []  # what came after a gap: only the aggregate knows its place
+        self._failures = 0
+        self._idle = 0.0
+
+    async def events(self) -> AsyncGenerator[StreamChunk | Job]:
+        """Yield snapshots where the state changed, chunks, and the final snapshot last.
+
+        Raises:
+            AnswerLost: Too many answers in a row were lost; or, after the final snapshot, some
+                were lost and the server keeps no aggregate to repair the text from.
+        """
+        try:
+            async with contextlib.aclosing(self._live()) as live:
+                async for event in live:
+                    yield event
+            if not self._look and not self._lost and self._status is JobStatus.COMPLETED:
+                return
+            final = await self._endpoint.status(self._job_id)
+        except JobLost as error:
+            yield error.job
+            return
+        for chunk in self._repaired(final):
+            yield chunk
+        yield final
+        if self._lost and not _aggregate(final) and (self._seen or self._held):
+            raise AnswerLost(
+                f"{self._lost} answer(s) of the stream of job {self._job_id} on {self._endpoint.id} were "
+                f"lost on the way: the job is {final.status}, but text may be missing, and the server keeps no "
+                "copy of what was streamed",
+                job_id=self._job_id,
+            )
+
+    async def _live(self) -> AsyncGenerator[StreamChunk | Job]:
+        while self._status is None or not self._status.is_final:
+            poll = asyncio.ensure_future(self._poll())
+            try:
+                if self._look and not self._seen:
+                    async with contextlib.aclosing(self._looks_until(poll)) as looks:
+                        async for job in looks:
+                            yield job
+                chunks = await poll
+            finally:
+                await _stopped(poll)
+            if self._look and chunks and (started := self._changed_to(self._status)) is not None:
+                yield started
+            for chunk in chunks:
+                yield chunk
+
+    async def _poll(self) -> list[StreamChunk]:
+        """One answer of the stream: its chunks, or none where it was lost or is held back."""
+        asked = time.monotonic()
+        try:
+            status, chunks = await self._endpoint.read_stream(
+                self._job_id, hold=self._hold, first_index=self._seen
+            )
+        except (AnswerLost, ServerError, ProtocolError) as error:
+            self._lost += 1
+            self._failures += 1
+            if self._failures >= MOST_FAILURES:
+                raise AnswerLost(
+                    f"following job {self._job_id} on {self._endpoint.id} failed {self._failures} times in "
+                    f"a row; the last time: {error}. The job itself may go on: attach to it again, or cancel it",
+                    job_id=self._job_id,
+                ) from error
+            most = min(0.1 * 2**self._failures, 5.0)
+            await asyncio.sleep(random.uniform(most / 2, most))  # noqa: S311 - jitter, not a secret
+            return []
+        self._failures = 0
+        # the documentation's own example is a list without a status: ask for it
+        self._status = status or (await self._endpoint.status(self._job_id)).status
+        if not self._status.is_final:
+            await self._pause(time.monotonic() - asked, chunks)
+        if self._lost:
+            self._held += chunks
+            return []
+        self._seen += len(chunks)
+        return chunks
+
+    async def _pause(self, took: float, chunks: list[StreamChunk]) -> None:
+        """Not at all where the server holds or chunks come; else ever longer, so that nobody is hammered."""
+        if chunks or took > 0.25:
+            self._idle = 0.0
+            return
+        self._idle = min(max(self._idle * 1.5, 0.005), 1.0)
+        await asyncio.sleep(self._idle)
+
+    async def _looks_until(self, poll: asyncio.Future[list[StreamChunk]]) -> AsyncGenerator[Job]:
+        pause = 0.2
+        while not (await asyncio.wait({poll}, timeout=pause))[0]:
+            pause = min(pause * 2, 5.0)
+            with contextlib.suppress(EndpointError):  # the open stream tells what is wrong, if anything is
+                job = await self._endpoint.status(self._job_id)
+                if differs(self._last, job):
+                    self._last = job
+                    yield job
+
+    def _changed_to(self, status: JobStatus | None) -> Job | None:
+        """A snapshot for a state that only the stream has told so far."""
+        if status is None or status.is_final or (self._last is not None and self._last.status == status):
+            return None
+        known = self._last or Job(id=self._job_id, endpoint=self._endpoint.id, status=status)
+        self._last = replace(known, status=status, seen_at=time.time())
+        return self._last
+
+    def _repaired(self, final: Job) -> list[StreamChunk]:
+        """What a gap swallowed: from the aggregate where the server keeps one, else what came after it."""
+        if not self._lost:
+            return []
+        aggregate = _aggregate(final)
+        chunks = [StreamChunk(output, index) for index, output in enumerate(aggregate)]
+        return chunks[self._seen :] if aggregate else self._held
+
+
+def differs(last: Job | None, job: Job) -> bool:
+    """Whether a snapshot tells anything that the last one did not."""
+    return last is None or replace(last, seen_at=0.0) != replace(job, seen_at=0.0)
+
+
+def _aggregate(job: Job) -> list[object]:
+    return job.output if isinstance(job.output, list) else []
+
+
+async def _stopped(task: asyncio.Future[list[StreamChunk]]) -> None:
+    if not task.done():
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, EndpointError):
+            await task

@@ -1,0 +1,404 @@
+"""JobHandle: one live job, from the moment it is submitted; the object behind `-o`."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from notebook_ext.errors import ConfigurationError, EndpointError, InputError, WaitTimeout
+from notebook_ext.types import Health, Job, JobStatus, StreamChunk
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator
+
+__all__ = ["Ended", "Event", "JobHandle", "Stopped"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last event of a job: nothing more will come.
+
+    Args:
+        error: Why it did not end well; None for a COMPLETED job.
+    """
+
+    error: EndpointError | None
+
+
+Event = Job | StreamChunk | Health | Ended
+"""What a subscriber gets: a snapshot when the job changed, a chunk, the endpoint's counters while
+the job waits in the queue, and `Ended` last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """What became of a job that was to be stopped.
+
+    Args:
+        handle: The job.
+        confirmed: Whether its remote state was seen to be final.
+        error: Why it could not be confirmed.
+    """
+
+    handle: JobHandle
+    confirmed: bool
+    error: EndpointError | None = None
+
+    def __str__(self) -> str:
+        job = self.handle.job
+        name = f"@{self.handle.number}"
+        if self.confirmed and not self.handle.id:
+            return f"{name} was never submitted"
+        if not self.confirmed:
+            why = f": {self.error}" if self.error else f": still {job.status}"
+            return f"{name} could not be confirmed as stopped{why}"
+        ran = f" after {job.execution_time:.1f} s of execution" if job.execution_time else ""
+        if job.status is JobStatus.CANCELLED:
+            return f"{name} CANCELLED{ran or ' before it ran'}"
+        if job.status is JobStatus.LOST:
+            return f"{name} LOST: the server no longer knows it"
+        return f"{name} was already {job.status}{ran}"
+
+
+class _Owner(Protocol):
+    """What a handle needs of its session."""
+
+    @property
+    def closed(self) -> bool: ...
+
+    def wait_for(self, future: concurrent.futures.Future[Any], timeout: float | None) -> bool: ...
+
+    def stop(self, handle: JobHandle) -> concurrent.futures.Future[Stopped]: ...
+
+    def retry(self, handle: JobHandle) -> None: ...
+
+
+class JobHandle:
+    """A job that is being followed; sync, safe to use from any thread, and awaitable.
+
+    Attributes:
+        number: The journal's number, shown as `@17`.
+        endpoint: The name of its endpoint.
+        profile: How its input was laid out and its output is read.
+        input: What the worker receives.
+        job: The newest snapshot.
+        submitted_at: Seconds since the epoch.
+        notes: What a reader of the result should know, such as text that may be missing.
+    """
+
+    def __init__(
+        self,
+        owner: _Owner,
+        *,
+        number: int,
+        endpoint: str,
+        profile: str,
+        input: Any,
+        submitted_at: float,
+        job: Job,
+        operation: str = "run",
+        rate: float | None = None,
+    ) -> None:
+        self._owner = owner
+        self.number = number
+        self.endpoint = endpoint
+        self.profile = profile
+        self.input = input
+        self.operation = operation
+        self.rate = rate
+        self.submitted_at = submitted_at
+        self.job = job
+        self.notes: list[str] = []
+        self._lock = threading.Lock()
+        self._subscribers: list[Callable[[Event], None]] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        """Set to the state before the first answer; a retry comes here again."""
+        self._started = time.monotonic()
+        self._chunks: list[StreamChunk] = []
+        self._first_chunk: float | None = None
+        self._last_chunk: float | None = None
+        self._health: Health | None = None
+        self._ended: Ended | None = None
+        self._done: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._changed: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._id_known: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    def __repr__(self) -> str:
+        return f"<JobHandle @{self.number} {self.endpoint} {self.status} {self.id or 'no id yet'}>"
+
+    # ------------------------------------------------------------------ what is known
+
+    @property
+    def id(self) -> str:
+        """The server's id; empty until the answer to the submission is there."""
+        return self.job.id
+
+    @property
+    def status(self) -> JobStatus:
+        """Where it stands, as far as it was seen."""
+        return self.job.status
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will come: it is final, or could not be submitted or followed."""
+        return self._ended is not None
+
+    @property
+    def error(self) -> EndpointError | None:
+        """Why it did not end well; None while it runs, and for a COMPLETED job."""
+        return self._ended.error if self._ended else None
+
+    @property
+    def cost(self) -> float | None:
+        """Dollars for its running time, at least; None where no rate or no time is known."""
+        seconds = self.job.execution_time
+        return None if self.rate is None or seconds is None else self.rate * seconds
+
+    @property
+    def first_token(self) -> float | None:
+        """Seconds from the end of its time in the queue to its first chunk, as seen from here."""
+        if self._first_chunk is None:
+            return None
+        return max(0.0, self._first_chunk - self._started - (self.job.delay_time or 0.0))
+
+    @property
+    def chunk_rate(self) -> float | None:
+        """Chunks per second since the first one; None before the second."""
+        if self._first_chunk is None or self._last_chunk is None or self._last_chunk <= self._first_chunk:
+            return None
+        return (len(self._chunks) - 1) / (self._last_chunk - self._first_chunk)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it was submitted, as seen from here."""
+        return time.monotonic() - self._started
+
+    def streamed(self, first: int = 0) -> list[StreamChunk]:
+        """What has come so far, from the chunk of that index on."""
+        return self._chunks[first:]
+
+    @property
+    def value(self) -> Any:
+        """Its result: what the handler returned, or what it yielded.
+
+        Yielded strings are joined into one; whether the endpoint keeps an aggregate makes no
+        difference. None where there is none (yet).
+        """
+        output = self.job.output if self.job.has_output and self.job.status.is_final else None
+        if self._chunks:
+            kept = output if isinstance(output, list) and output else None
+            values = kept if kept is not None else [chunk.output for chunk in self._chunks]
+            return "".join(values) if all(isinstance(value, str) for value in values) else values
+        return output
+
+    # ------------------------------------------------------------------ wait
+
+    def wait(self, timeout: float | None = None) -> Job:
+        """Wait until it has ended, and return its last snapshot, whatever its state.
+
+        Args:
+            timeout: Seconds to wait; None waits for as long as it takes.
+
+        Raises:
+            WaitTimeout: It has not ended; it goes on.
+            EndpointError: It could not be submitted, or could no longer be followed.
+        """
+        if not self.done:
+            self._check_session()
+            if not self._owner.wait_for(self._done, timeout):
+                raise WaitTimeout(
+                    f"@{self.number} on {self.endpoint} was still {self.status} after {timeout:g} s; it goes "
+                    "on. Wait longer, or cancel it.",
+                    job_id=self.id or None,
+                )
+        if self.error is not None and not self.status.is_final:
+            raise self.error
+        return self.job
+
+    def output(self, timeout: float | None = None) -> Any:
+        """Wait for its result and return it.
+
+        Args:
+            timeout: Seconds to wait; None waits for as long as it takes.
+
+        Raises:
+            JobError: It ended in anything but COMPLETED.
+            WaitTimeout: It has not ended; it goes on.
+        """
+        self.wait(timeout)
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield from asyncio.wrap_future(self._done).__await__()
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+    def chunks(self) -> _Chunks:
+        """Its chunks from the first, as they come; serves `for` and `async for`.
+
+        Raises:
+            JobError: After the last chunk, where the job ended in anything but COMPLETED.
+        """
+        return _Chunks(self)
+
+    # ------------------------------------------------------------------ change
+
+    def cancel(self, timeout: float | None = 15.0) -> Stopped:
+        """Stop the remote job, and return what was confirmed.
+
+        Args:
+            timeout: Seconds to wait for the confirmation.
+        """
+        self._check_session()
+        stopping = self._owner.stop(self)
+        if not self._owner.wait_for(stopping, timeout):
+            return Stopped(self, confirmed=False)
+        return stopping.result()
+
+    def cancel_soon(self) -> None:
+        """Stop the remote job without waiting here: what a button does."""
+        if not self.done and not self._owner.closed:
+            self._owner.stop(self)
+
+    def retry(self) -> JobHandle:
+        """Queue it again, under the same id, and follow it again.
+
+        Raises:
+            InputError: It has not ended, or ended well.
+        """
+        self._check_session()
+        if self.status not in (JobStatus.FAILED, JobStatus.TIMED_OUT):
+            raise InputError(
+                f"@{self.number} is {self.status}: only a FAILED or TIMED_OUT job can be retried; "
+                "run it anew instead"
+            )
+        self._owner.retry(self)
+        return self
+
+    def subscribe(self, subscriber: Callable[[Event], None]) -> Callable[[], None]:
+        """Call a function with every event, beginning with all that has been.
+
+        Args:
+            subscriber: It is called here for what has been, and on the session's loop thread for
+                what comes, so it must be quick. If it raises there, it is logged and dropped.
+
+        Returns:
+            A function that ends the subscription.
+        """
+        with self._lock:
+            past: list[Event] = [self.job, *self._chunks, *([self._ended] if self._ended else [])]
+            for event in past:
+                subscriber(event)
+            if self._ended is None:
+                self._subscribers.append(subscriber)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                if subscriber in self._subscribers:
+                    self._subscribers.remove(subscriber)
+
+        return unsubscribe
+
+    # ------------------------------------------------------------------ the session's side
+
+    def saw(self, event: Event) -> None:
+        """Take an event in and pass it on; called by the session, on its loop thread."""
+        with self._lock:
+            if isinstance(event, Job):
+                self.job = event
+            elif isinstance(event, StreamChunk):
+                now = time.monotonic()
+                self._first_chunk = self._first_chunk or now
+                self._last_chunk = now
+                self._chunks.append(event)
+            elif isinstance(event, Ended):
+                self._ended = event
+            else:
+                self._health = event
+            for subscriber in list(self._subscribers):
+                try:
+                    subscriber(event)
+                except Exception:  # noqa: BLE001 - one bad view must not stop the job's watcher
+                    _log.exception("a subscriber of @%s failed and is dropped", self.number)
+                    self._subscribers.remove(subscriber)
+            changed, self._changed = self._changed, concurrent.futures.Future()
+        changed.set_result(None)
+        if (self.job.id or isinstance(event, Ended)) and not self._id_known.done():
+            self._id_known.set_result(None)
+        if isinstance(event, Ended) and not self._done.done():
+            self._done.set_result(None)
+
+    def begin_again(self) -> None:
+        """Forget what was streamed, and how it ended: it was retried."""
+        with self._lock:
+            self._subscribers.clear()
+            self._begin()
+
+    async def id_known(self) -> None:
+        """Return when the id is known, or surely will not be."""
+        await asyncio.wrap_future(self._id_known)
+
+    async def ended(self) -> None:
+        """Return when nothing more will come."""
+        await asyncio.wrap_future(self._done)
+
+    def next_change(self) -> concurrent.futures.Future[None]:
+        """Is done when anything more is known than now."""
+        return self._changed
+
+    def wait_for(self, future: concurrent.futures.Future[Any]) -> None:
+        """Let the session wait, so that clicks are heard meanwhile."""
+        self._check_session()
+        self._owner.wait_for(future, None)
+
+    def _check_session(self) -> None:
+        if self._owner.closed:
+            raise ConfigurationError(
+                f"the session of @{self.number} is closed; %load_ext notebook_ext, then "
+                f"`%endpoint attach {self.id or f'@{self.number}'}`"
+            )
+
+
+class _Chunks:
+    """A job's chunks, for both kinds of loop."""
+
+    def __init__(self, handle: JobHandle) -> None:
+        self._handle = handle
+
+    def __iter__(self) -> Iterator[StreamChunk]:
+        index = 0
+        while True:
+            change = self._handle.next_change()
+            for chunk in self._handle.streamed(index):
+                index += 1
+                yield chunk
+            if self._handle.done:
+                break
+            self._handle.wait_for(change)
+        if self._handle.error is not None:
+            raise self._handle.error
+
+    async def __aiter__(self) -> AsyncIterator[StreamChunk]:
+        index = 0
+        while True:
+            change = self._handle.next_change()
+            for chunk in self._handle.streamed(index):
+                index += 1
+                yield chunk
+            if self._handle.done:
+                break
+            await asyncio.wrap_future(change)
+        if self._handle.error is not None:
+            raise self._handle.error

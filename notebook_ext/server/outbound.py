@@ -1,0 +1,198 @@
+"""What the embedded server asks of others: webhooks, and OpenAI-compatible servers to proxy.
+
+The only module of the server that imports httpx.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextvars import Context
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from notebook_ext.errors import ConfigurationError, EndpointError, InputError
+
+__all__ = ["Upstream", "Webhooks", "check_url", "stream_chat"]
+
+_log = logging.getLogger(__name__)
+
+WEBHOOK_TRIES = 3
+WEBHOOK_PAUSE = 10.0
+"""Documented: expects 200, and up to 2 further tries, 10 s apart."""
+WEBHOOK_TIMEOUT = 10.0
+UPSTREAM_TIMEOUT = httpx.Timeout(300.0, connect=10.0)
+"""Seconds. A local model may take minutes to be loaded before its first token."""
+EXCERPT = 500
+
+
+def check_url(url: str, what: str) -> str:
+    """Return the URL if it is one that can be called.
+
+    Raises:
+        InputError: It is not http or https, has no host, or holds a user name or password.
+    """
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise InputError(f"{what} must be an http or https URL")
+    if parts.username is not None or parts.password is not None:
+        raise InputError(f"{what} must not hold a user name or password")
+    return url
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _client(url: str, timeout: httpx.Timeout | float) -> httpx.AsyncClient:
+    # A proxy from the environment is for the world, not for this machine.
+    return httpx.AsyncClient(timeout=timeout, follow_redirects=False, trust_env=not _is_loopback(url))
+
+
+class Webhooks:
+    """Delivers the results of jobs, beside the queue: nobody waits for it.
+
+    Args:
+        pause: Seconds between the tries.
+        timeout: Seconds for one try.
+    """
+
+    def __init__(self, *, pause: float = WEBHOOK_PAUSE, timeout: float = WEBHOOK_TIMEOUT) -> None:
+        self._pause = pause
+        self._timeout = timeout
+        self._deliveries: set[asyncio.Task[None]] = set()
+
+    def send(self, url: str, payload: Mapping[str, Any]) -> None:
+        """Start to deliver one payload."""
+        delivery = asyncio.get_running_loop().create_task(self._deliver(url, payload), context=Context())
+        self._deliveries.add(delivery)
+        delivery.add_done_callback(self._deliveries.discard)
+
+    async def close(self) -> None:
+        """Give up what is not delivered yet."""
+        deliveries = list(self._deliveries)
+        for delivery in deliveries:
+            delivery.cancel()
+        await asyncio.gather(*deliveries, return_exceptions=True)
+
+    async def _deliver(self, url: str, payload: Mapping[str, Any]) -> None:
+        for attempt in range(WEBHOOK_TRIES):
+            if attempt:
+                await asyncio.sleep(self._pause)
+            reason = await self._post(url, payload)
+            if reason is None:
+                return
+        # The path of a webhook often is its secret: only the host is told.
+        _log.warning("webhook of job %s to %s: %s", payload.get("id"), urlsplit(url).hostname, reason)
+
+    async def _post(self, url: str, payload: Mapping[str, Any]) -> str | None:
+        try:
+            async with _client(url, self._timeout) as client:
+                answer = await client.post(
+                    url, content=json.dumps(payload), headers={"Content-Type": "application/json"}
+                )
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, RecursionError) as error:
+            return type(error).__name__
+        return None if answer.status_code == 200 else f"HTTP {answer.status_code}"
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """An OpenAI-compatible server: a local vLLM, llama.cpp, Ollama, or a remote one.
+
+    Args:
+        url: Its base URL, as OpenAI clients take it: usually ends in /v1.
+        api_key: Called for each request; None where it needs no key.
+    """
+
+    url: str
+    api_key: Callable[[], str | None] = field(default=lambda: None, repr=False)
+
+    def __post_init__(self) -> None:
+        try:
+            check_url(self.url, "the upstream")
+        except InputError as error:
+            raise ConfigurationError(str(error)) from None
+
+    def headers(self) -> dict[str, str]:
+        key = self.api_key()
+        if not key:
+            return {}
+        if urlsplit(self.url).scheme != "https" and not _is_loopback(self.url):
+            raise ConfigurationError("the upstream's key goes only over https, or to this machine")
+        return {"Authorization": f"Bearer {key}"}
+
+
+class UpstreamError(EndpointError):
+    """The upstream refused, failed, or answered something else."""
+
+
+async def stream_chat(upstream: Upstream, body: Mapping[str, Any]) -> AsyncGenerator[str]:
+    """Ask `/chat/completions` with `stream: true` and yield the text as it comes.
+
+    Raises:
+        UpstreamError: With the upstream's own words, but never with the key.
+    """
+    url = upstream.url.rstrip("/") + "/chat/completions"
+    headers = upstream.headers()
+    try:
+        async with (
+            _client(url, UPSTREAM_TIMEOUT) as client,
+            client.stream("POST", url, json={**body, "stream": True}, headers=headers) as answer,
+        ):
+            if answer.status_code != 200:
+                raise UpstreamError(await _refusal(answer, headers))
+            async for line in answer.aiter_lines():
+                if line.startswith("data:"):
+                    data = line[5:].strip()
+                    if data == "[DONE]":
+                        return
+                    if text := _delta(data, headers):
+                        yield text
+    except httpx.HTTPError as error:
+        raise UpstreamError(
+            f"the upstream {urlsplit(url).netloc} did not answer: {type(error).__name__}"
+        ) from None
+
+
+async def _refusal(answer: httpx.Response, headers: Mapping[str, str]) -> str:
+    text = ""
+    async for piece in answer.aiter_text():
+        text += piece
+        if len(text) > EXCERPT:
+            break
+    host = answer.request.url.host
+    return f"the upstream {host} answered HTTP {answer.status_code}: {_scrubbed(text, headers)}"
+
+
+def _scrubbed(text: str, headers: Mapping[str, str]) -> str:
+    key = headers.get("Authorization", "").removeprefix("Bearer ")
+    return (text.replace(key, "***") if key else text)[:EXCERPT]
+
+
+def _delta(data: str, headers: Mapping[str, str]) -> str | None:
+    try:
+        event = json.loads(data)
+        if event.get("error"):
+            raise UpstreamError(_scrubbed(f"the upstream broke off: {json.dumps(event['error'])}", headers))
+        choices = event.get("choices") or [{}]  # the last event may hold only the usage
+        content = (choices[0].get("delta") or {}).get("content")
+    except (ValueError, AttributeError, LookupError, TypeError):
+        raise UpstreamError(
+            _scrubbed(f"the upstream sent something that is no chat chunk: {data}", headers)
+        ) from None
+    return content if isinstance(content, str) else None

@@ -1,0 +1,486 @@
+"""The jobs of one endpoint: their states, their clocks, and how workers get at them.
+
+Everything here runs on the server's event loop. Workers, whatever they are (this process's own
+in `workers`, others later), use five calls: `work_waiting` and `take` to get an `Attempt`, then
+`push`, `progress` and `finish` with it; `Attempt.stop` tells them to give up. Waiting and taking
+are two steps, so that a worker at the far end of a connection can be checked in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import threading
+import uuid
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from notebook_ext.errors import InputError
+from notebook_ext.protocol import JobRequest, job_to_json
+from notebook_ext.types import Counts, Health, Job, JobStatus, WorkerError
+
+__all__ = ["ABSENT", "Attempt", "Dials", "Handler", "JobLog", "JobRecord", "Outcome", "Queue", "Unsendable"]
+
+Handler = Callable[[dict[str, Any]], Any]
+"""`handler(job)` with `job = {"id": ..., "input": ...}`: plain or async, returning or yielding."""
+
+ABSENT: Final = object()
+"""No `output` at all, which the wire tells apart from `null`."""
+
+CHUNK_LIMIT = 1024 * 1024
+"""Bytes of one streamed chunk as JSON; the platform's documented 1 MB."""
+RESULT_LIMIT = 20 * 1024 * 1024
+"""Bytes of a whole result as JSON; the platform's documented 20 MB."""
+EXECUTION_TIMEOUT = 600.0
+"""Seconds on a worker where a job does not say; documented."""
+TTL = 24 * 3600.0
+"""Seconds from submission to deletion where a job does not say; documented."""
+RETENTION = 30 * 60.0
+RETENTION_SYNC = 60.0
+"""Seconds that a result is kept after `run` and after `runsync`; documented."""
+LOG_LIMIT = 64 * 1024
+
+
+class Unsendable(ValueError):
+    """A value that a handler gave cannot go over the wire; the message says why."""
+
+
+def as_json(value: Any, what: str, limit: int) -> tuple[Any, int]:
+    """Take a copy of `value` as JSON has it, so that its handler may go on changing it.
+
+    Returns:
+        The copy, and its size in bytes.
+
+    Raises:
+        Unsendable: It is not JSON (NaN included), or has more than `limit` bytes.
+    """
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Unsendable(f"{what} is not JSON: {error}") from None
+    if len(text) > limit:
+        raise Unsendable(f"{what} has {len(text) / 1e6:.1f} MB as JSON; the limit is {limit // 1024**2} MB")
+    return json.loads(text), len(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Dials:
+    """Trouble to rehearse. Each acts through the real queue, never as a canned answer.
+
+    Args:
+        cold_start: Seconds that a worker initializes before its first job.
+        fail: Probability (0 to 1) that a run of the handler raises.
+        throttle: Probability (0 to 1) that a worker is throttled for a second when it wants a job.
+        latency: Seconds added to every HTTP answer.
+        expire: Seconds that a finished job is kept; None means 30 minutes (`runsync`: 1 minute).
+        rate_limit: Requests per 10 seconds, beyond which the answer is 429; None means no limit.
+    """
+
+    cold_start: float = 0.0
+    fail: float = 0.0
+    throttle: float = 0.0
+    latency: float = 0.0
+    expire: float | None = None
+    rate_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("fail", "throttle"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"the dial {name!r} is a probability, from 0 to 1")
+        for name in ("cold_start", "latency", "expire", "rate_limit"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise InputError(f"the dial {name!r} cannot be negative or infinite")
+
+
+class JobLog:
+    """What a job's handler printed: the last 64 KB; written from any thread."""
+
+    def __init__(self, limit: int = LOG_LIMIT) -> None:
+        self._limit = limit
+        self._pieces: deque[str] = deque()
+        self._size = 0
+        self._lock = threading.Lock()
+
+    def write(self, text: str) -> None:
+        text = text[-self._limit :]
+        with self._lock:
+            self._pieces.append(text)
+            self._size += len(text)
+            while self._size > self._limit:
+                self._size -= len(self._pieces.popleft())
+
+    @property
+    def text(self) -> str:
+        with self._lock:
+            return "".join(self._pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended.
+
+    Args:
+        output: What the handler returned, or ABSENT.
+        error: What it raised or returned as an error, as the wire has it; None means it went well.
+        streamed: The handler was a generator: its output is what it has pushed.
+        refresh_worker: The handler asks for a fresh worker.
+    """
+
+    output: Any = ABSENT
+    error: Any = None
+    streamed: bool = False
+    refresh_worker: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class JobRecord:
+    """One job, from its submission until it is deleted."""
+
+    id: str
+    request: JobRequest
+    sync: bool
+    status: JobStatus = JobStatus.IN_QUEUE
+    output: Any = ABSENT
+    error: Any = None
+    worker_id: str | None = None
+    retries: int = 0
+    deleted: bool = False
+    queued_at: float = 0.0
+    taken_at: float | None = None
+    ended_at: float | None = None
+    attempt: Attempt | None = None
+    log: JobLog = field(default_factory=JobLog)
+    bells: set[asyncio.Event] = field(default_factory=set)
+    """Set at every change; long polls wait on them."""
+    _chunks: list[Any] = field(default_factory=list)
+    _unread: list[Any] = field(default_factory=list)
+    _held_bytes: int = 0
+    _timers: dict[str, asyncio.TimerHandle] = field(default_factory=dict)
+
+    @property
+    def has_unread(self) -> bool:
+        return bool(self._unread)
+
+    def drain(self) -> list[Any]:
+        """The chunks that nobody has read yet; each is given once."""
+        unread, self._unread = self._unread, []
+        if not self._chunks:
+            self._held_bytes = 0
+        return unread
+
+    def snapshot(self, endpoint: str, now: float) -> Job:
+        taken, ended = self.taken_at, self.ended_at
+        tells_execution = ended is not None or self.output is not ABSENT
+        return Job(
+            id=self.id,
+            endpoint=endpoint,
+            status=self.status,
+            output=None if self.output is ABSENT else self.output,
+            has_output=self.output is not ABSENT,
+            error=None if self.error is None else WorkerError("", raw=self.error),
+            delay_time=None if taken is None else taken - self.queued_at,
+            execution_time=(ended or now) - taken if taken is not None and tells_execution else None,
+            worker_id=self.worker_id,
+            retries=self.retries or None,
+        )
+
+    def ring(self) -> None:
+        for bell in self.bells:
+            bell.set()
+
+    def set_timer(self, name: str, seconds: float, callback: Callable[[JobRecord], None]) -> None:
+        self.cancel_timer(name)
+        self._timers[name] = asyncio.get_running_loop().call_later(seconds, callback, self)
+
+    def cancel_timer(self, name: str) -> None:
+        timer = self._timers.pop(name, None)
+        if timer is not None:
+            timer.cancel()
+
+    def cancel_timers(self) -> None:
+        for name in list(self._timers):
+            self.cancel_timer(name)
+
+    def add_chunk(self, chunk: Any, size: int, *, keep: bool) -> None:
+        self._held_bytes += size
+        if self._held_bytes > RESULT_LIMIT:
+            kept = "streamed" if keep else "unread"
+            raise Unsendable(
+                f"the job has more than {RESULT_LIMIT // 1024**2} MB of {kept} chunks, the limit"
+            )
+        self._unread.append(chunk)
+        if keep:
+            self._chunks.append(chunk)
+
+    def take_chunks(self) -> list[Any]:
+        """All chunks of a job that keeps them, to be its output."""
+        chunks, self._chunks = self._chunks, []
+        return chunks
+
+    def forget_output(self) -> None:
+        """Make it ready to run once more."""
+        self.output, self.error, self.worker_id = ABSENT, None, None
+        self.taken_at = self.ended_at = self.attempt = None
+        self._chunks, self._unread, self._held_bytes = [], [], 0
+
+
+@dataclass(eq=False, slots=True)
+class Attempt:
+    """One try at a job by one worker. Once it is over, whatever else that worker says is ignored."""
+
+    record: JobRecord
+    worker_id: str
+    handler: Handler
+    keeps_chunks: bool
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the job was cancelled, timed out or deleted: its worker should give up."""
+
+
+class Queue:
+    """The jobs and the worker states of one endpoint.
+
+    Args:
+        name: The endpoint's name in the URL.
+        handler: What jobs that are taken from now on run.
+        dials: Trouble to rehearse.
+        return_aggregate_stream: Whether the `output` of a generator's job is the list of its
+            chunks; otherwise it is empty, and only the stream has them.
+        notify: Called with the URL and the payload when a job with a webhook ends.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        handler: Handler,
+        *,
+        dials: Dials | None = None,
+        return_aggregate_stream: bool = True,
+        notify: Callable[[str, dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.handler = handler
+        self.return_aggregate_stream = return_aggregate_stream
+        self.records: dict[str, JobRecord] = {}
+        self.workers: dict[str, str] = {}
+        """Each worker's state by its id: idle, initializing, running, throttled or unhealthy."""
+        self.closed = False
+        self._dials = dials or Dials()
+        self._dials_changed = asyncio.Event()
+        self._notify = notify
+        self._pending: OrderedDict[str, JobRecord] = OrderedDict()
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._totals: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        return f"<Queue {self.name!r}: {len(self.records)} jobs, {len(self._pending)} waiting>"
+
+    @property
+    def dials(self) -> Dials:
+        return self._dials
+
+    @dials.setter
+    def dials(self, dials: Dials) -> None:
+        self._dials = dials
+        changed, self._dials_changed = self._dials_changed, asyncio.Event()
+        changed.set()
+
+    # ------------------------------------------------------------------ for callers
+
+    def submit(self, request: JobRequest, *, sync: bool = False) -> JobRecord:
+        """Queue a job.
+
+        The policy's clocks are taken as they come: the documented minima (5 s and 10 s) are for
+        the platform's benefit, and would make every rehearsal of a timeout take that long.
+        """
+        job_id = f"{'sync-' if sync else ''}{uuid.uuid4()}-u1"
+        record = JobRecord(job_id, request, sync)
+        self.records[job_id] = record
+        ttl = request.policy.ttl
+        record.set_timer("ttl", TTL if ttl is None else ttl, self._delete)
+        self._enqueue(record)
+        return record
+
+    def cancel(self, record: JobRecord) -> None:
+        """Cancel a job; one that has ended stays as it is."""
+        self._end(record, JobStatus.CANCELLED)
+
+    def retry(self, record: JobRecord) -> None:
+        """Queue a FAILED or TIMED_OUT job again, with the same id and input.
+
+        Raises:
+            InputError: It is in another state.
+        """
+        if record.status not in (JobStatus.FAILED, JobStatus.TIMED_OUT):
+            raise InputError(f"only FAILED and TIMED_OUT jobs can be retried; this one is {record.status}")
+        record.cancel_timer("retention")
+        record.forget_output()
+        record.retries += 1
+        self._totals["retried"] += 1
+        self._enqueue(record)
+
+    def purge(self) -> int:
+        """Cancel what is still queued; running jobs go on."""
+        queued = list(self._pending.values())
+        for record in queued:
+            self._end(record, JobStatus.CANCELLED)
+        return len(queued)
+
+    def expire_after(self, record: JobRecord, seconds: float) -> None:
+        """Drop a finished job's result that long from now."""
+        if record.status.is_final:
+            record.set_timer("retention", seconds, self._delete)
+
+    def health(self) -> Health:
+        running = sum(record.status is JobStatus.IN_PROGRESS for record in self.records.values())
+        states = Counter(self.workers.values())
+        names = ("idle", "initializing", "running", "throttled", "unhealthy")
+        return Health(
+            jobs=Counts(
+                completed=self._totals["completed"],
+                failed=self._totals["failed"],
+                in_progress=running,
+                in_queue=len(self._pending),
+                retried=self._totals["retried"],
+            ),
+            # "ready" is documented as a name only; here: could take a job now.
+            workers=Counts({**{name: states[name] for name in names}, "ready": states["idle"]}),
+        )
+
+    def document(self, record: JobRecord) -> dict[str, Any]:
+        """The job document, as `/status` answers it."""
+        return job_to_json(record.snapshot(self.name, asyncio.get_running_loop().time()))
+
+    def close(self) -> None:
+        """Delete every job, running ones included, and send all waiting polls home."""
+        self.closed = True
+        for record in list(self.records.values()):
+            self._delete(record)
+
+    # ------------------------------------------------------------------ for workers
+
+    async def work_waiting(self) -> None:
+        """Wait until there is a job to take."""
+        while not self._pending:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if waiter.done() and not waiter.cancelled():
+                    self.wake_worker()
+                raise
+            finally:
+                with contextlib.suppress(ValueError):
+                    self._waiters.remove(waiter)
+
+    def take(self, worker_id: str) -> Attempt | None:
+        """Hand the oldest queued job to a worker; None where another one was quicker."""
+        if not self._pending:
+            return None
+        _, record = self._pending.popitem(last=False)
+        record.status = JobStatus.IN_PROGRESS
+        record.worker_id = worker_id
+        record.taken_at = asyncio.get_running_loop().time()
+        record.attempt = Attempt(record, worker_id, self.handler, self.return_aggregate_stream)
+        limit = record.request.policy.execution_timeout
+        record.set_timer("execution", EXECUTION_TIMEOUT if limit is None else limit, self._time_out)
+        record.ring()
+        return record.attempt
+
+    def push(self, attempt: Attempt, chunk: Any, size: int) -> bool:
+        """Add a streamed chunk (JSON, of `size` bytes); False means: stop, nobody wants more.
+
+        Raises:
+            Unsendable: The job holds too many bytes already.
+        """
+        record = attempt.record
+        if record.attempt is not attempt:
+            return False
+        record.add_chunk(chunk, size, keep=attempt.keeps_chunks)
+        record.ring()
+        return True
+
+    def progress(self, attempt: Attempt, value: Any) -> None:
+        """Show a progress update as the running job's output; one that comes late is ignored."""
+        if attempt.record.attempt is attempt:
+            attempt.record.output = value
+            attempt.record.ring()
+
+    def finish(self, attempt: Attempt, outcome: Outcome) -> None:
+        """Take an attempt's outcome; one that comes late is ignored."""
+        record = attempt.record
+        if record.attempt is not attempt:
+            return
+        record.attempt = None
+        output = outcome.output
+        if outcome.streamed:
+            output = record.take_chunks() if attempt.keeps_chunks else []
+        status = JobStatus.COMPLETED if outcome.error is None else JobStatus.FAILED
+        self._end(record, status, output=output, error=outcome.error)
+
+    def wake_worker(self) -> None:
+        """Let one waiting worker look at the queue."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, as a worker that is held up does; new dials cut it short."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._dials_changed.wait(), seconds)
+
+    def happens(self, probability: float) -> bool:
+        return random.random() < probability  # noqa: S311 - a rehearsal, not a secret
+
+    # ------------------------------------------------------------------ states
+
+    def _enqueue(self, record: JobRecord) -> None:
+        record.status = JobStatus.IN_QUEUE
+        record.queued_at = asyncio.get_running_loop().time()
+        self._pending[record.id] = record
+        record.ring()
+        self.wake_worker()
+
+    def _time_out(self, record: JobRecord) -> None:
+        limit = record.request.policy.execution_timeout or EXECUTION_TIMEOUT
+        self._end(
+            record, JobStatus.TIMED_OUT, error=f"the job ran longer than its executionTimeout of {limit:g} s"
+        )
+
+    def _end(self, record: JobRecord, status: JobStatus, *, output: Any = ABSENT, error: Any = None) -> None:
+        if record.status.is_final or record.deleted:
+            return
+        self._pending.pop(record.id, None)
+        self._stop_attempt(record)
+        record.cancel_timer("execution")
+        record.status, record.output, record.error = status, output, error
+        record.ended_at = asyncio.get_running_loop().time()
+        self._totals[{"COMPLETED": "completed", "CANCELLED": "cancelled"}.get(status, "failed")] += 1
+        retention = RETENTION_SYNC if record.sync else RETENTION
+        record.set_timer(
+            "retention", retention if self.dials.expire is None else self.dials.expire, self._delete
+        )
+        if record.request.webhook and self._notify:
+            payload = {"input": record.request.input, "webhook": record.request.webhook}
+            self._notify(record.request.webhook, {**self.document(record), **payload})
+        record.ring()
+
+    def _delete(self, record: JobRecord) -> None:
+        self.records.pop(record.id, None)
+        self._pending.pop(record.id, None)
+        self._stop_attempt(record)
+        record.cancel_timers()
+        record.deleted = True
+        record.ring()
+
+    def _stop_attempt(self, record: JobRecord) -> None:
+        if record.attempt is not None:
+            record.attempt.stop.set()
+            record.attempt = None

@@ -1,0 +1,620 @@
+"""Session: one background loop, the known endpoints, the journal, and the watcher of every job."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import difflib
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from notebook_ext import config, providers
+from notebook_ext.connection import Connection, Submission
+from notebook_ext.errors import (
+    AnswerLost,
+    ConfigurationError,
+    EndpointError,
+    InputError,
+    JobLost,
+    ProtocolError,
+    ServerError,
+    job_error,
+)
+from notebook_ext.handle import Ended, JobHandle, Stopped
+from notebook_ext.journal import Entry, Journal
+from notebook_ext.loop import LoopThread
+from notebook_ext.types import Job, JobStatus, StreamChunk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping
+
+    from notebook_ext.client import Endpoint
+    from notebook_ext.limits import Limits
+    from notebook_ext.server import EmbeddedServer
+
+__all__ = ["DEMO", "Session", "default_session"]
+
+T = TypeVar("T")
+
+DEMO = "demo"
+"""The endpoint that needs no account: the built-in `chat` handler, served when it is first called."""
+RUNSYNC_HOLD = 5.0
+"""Seconds that one `/runsync` may be held while a cell waits, so that an id to cancel is known soon."""
+STOP_PATIENCE = 12.0
+"""Seconds to wait for a cancelled job to be final."""
+JOURNAL_DELAY = 0.25
+"""Seconds that streamed chunks may be late in the journal."""
+HEALTH_AFTER, HEALTH_EVERY = 2.0, 5.0
+"""Seconds in the queue after which, and intervals at which, health is read to say why a job waits."""
+
+
+class Session:
+    """Everything that is alive on the notebook side; made by `%load_ext`, or by the first `connect`.
+
+    Args:
+        journal: Path of the journal's SQLite file; ":memory:" forgets with the kernel.
+        config: The saved endpoints; None reads the user's and the project's files.
+        wait_step: Waits for a future, at most so many seconds (None: for ever), and tells whether
+            it is done; the notebook injects one that hears clicks meanwhile.
+    """
+
+    def __init__(
+        self,
+        *,
+        journal: str = ":memory:",
+        config: config.Config | None = None,
+        wait_step: Callable[[concurrent.futures.Future[Any], float | None], bool] | None = None,
+    ) -> None:
+        self.loop = LoopThread()
+        self.journal = Journal(journal)
+        self.config = config if config is not None else _config()
+        self.wait_step = wait_step or _wait
+        self.handles: dict[int, JobHandle] = {}
+        self._connections: dict[str, Connection] = {}
+        self._limits: dict[tuple[str, str], Limits] = {}
+        self._server: EmbeddedServer | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    # ------------------------------------------------------------------ endpoints
+
+    def connect(
+        self,
+        name: str,
+        endpoint_id: str | None = None,
+        *,
+        provider: str | providers.Provider = "runpod",
+        profile: str = "raw",
+        key_variable: str | None = None,
+        rate: float | None = None,
+    ) -> Connection:
+        """Find an endpoint by its name, or give a name to one.
+
+        Args:
+            name: A name that is served, connected or saved; or a new one for `endpoint_id`.
+            endpoint_id: The provider's id; None looks the name up.
+            provider: "runpod", "tensorone", "tensorone-rest", a base URL, or a Provider.
+            profile: How input is laid out and output read.
+            key_variable: The environment variable with its key; None means the provider's.
+            rate: Dollars per second of running time.
+
+        Raises:
+            ConfigurationError: No such name; the sentence names near ones.
+        """
+        if endpoint_id is None:
+            return self._known(name)
+        connection = self._connection(
+            name, endpoint_id, providers.resolve(provider), profile, key_variable, rate
+        )
+        self._connections[name] = connection
+        return connection
+
+    def names(self) -> list[str]:
+        """All names that `connect` finds."""
+        return sorted({DEMO, *self._connections, *self.config.endpoints})
+
+    def connections(self) -> Mapping[str, Connection]:
+        """Those of this session by name: served here, or connected without being saved."""
+        return dict(self._connections)
+
+    def default_name(self) -> str:
+        """The endpoint that is meant where none is named."""
+        return self.config.default or DEMO
+
+    def forget(self, name: str) -> None:
+        """Forget a name of this session; what is saved is the config's to forget."""
+        connection = self._connections.pop(name, None)
+        if connection is not None:
+            if connection.served and self._server is not None:
+                self._on_loop(self._server.remove, connection.endpoint.id)
+            self.ask(connection.endpoint.aclose())
+
+    def serve(self, name: str, handler: Any, **options: Any) -> Connection:
+        """Serve a handler on an embedded endpoint: the same protocol, on this machine, in this process.
+
+        Args:
+            name: The endpoint's name; serving it again swaps the handler for new jobs.
+            handler: A callable in the shape that Runpod's workers use, or a built-in one's name.
+            **options: `workers`, `dials`, `return_aggregate_stream`, `upstream`, and `port` for
+                the first one that is served; those of `server.EmbeddedServer`.
+        """
+        server = self._serving(options.pop("port", 0))
+        self._on_loop(lambda: server.serve(name, handler, **options))
+        existing = self._connections.get(name)
+        if existing is not None and existing.served:
+            return existing
+        provider = providers.local(server.base_url, lambda: server.token)
+        connection = self._connection(
+            name, name, provider, "chat" if handler == "chat" else "raw", None, None
+        )
+        connection.served = True
+        self._connections[name] = connection
+        return connection
+
+    def queue(self, name: str) -> Any:
+        """The queue of an endpoint that is served here, with its jobs' logs; None for any other."""
+        return self._server.endpoints.get(name) if self._server is not None else None
+
+    def _known(self, name: str) -> Connection:
+        found = self._connections.get(name)
+        if found is not None:
+            return found
+        saved = self.config.endpoints.get(name)
+        if saved is not None:
+            provider = providers.resolve(saved.provider)
+            connection = self._connection(
+                name, saved.endpoint_id, provider, saved.profile, saved.key_variable, saved.rate
+            )
+            self._connections[name] = connection
+            return connection
+        if name == DEMO:
+            return self.serve(DEMO, "chat")
+        near = difflib.get_close_matches(name, self.names(), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(self.names())}."
+        raise ConfigurationError(
+            f"there is no endpoint '{name}'; {hint} `%endpoint connect {name} ID` makes it known."
+        )
+
+    def _connection(
+        self,
+        name: str,
+        endpoint_id: str,
+        provider: providers.Provider,
+        profile: str,
+        key_variable: str | None,
+        rate: float | None,
+    ) -> Connection:
+        from notebook_ext.client import Endpoint  # brings httpx, which %load_ext must not wait for
+        from notebook_ext.limits import Limits
+
+        def key() -> str | None:
+            find = config.find_key if provider.loopback else config.require_key
+            found = find(provider, name=name, variable=key_variable)
+            return found() if found is not None else None
+
+        limits = self._limits.setdefault((provider.base_url, endpoint_id), Limits(provider.limits))
+        endpoint = Endpoint(endpoint_id, provider, key, limits=limits)
+        return Connection(self, name, endpoint, profile=profile, rate=rate)
+
+    def _serving(self, port: int) -> EmbeddedServer:
+        if self._server is None:
+            from notebook_ext.server import EmbeddedServer  # brings starlette and uvicorn
+
+            server = EmbeddedServer(port=port)
+            self.ask(server.start())
+            self._server = server
+        elif port and f":{port}/" not in self._server.base_url:
+            raise ConfigurationError(
+                f"this session already serves at {self._server.base_url}; one port serves all its endpoints"
+            )
+        return self._server
+
+    # ------------------------------------------------------------------ jobs
+
+    def submit(self, connection: Connection, submission: Submission) -> JobHandle:
+        """Write a job down, submit it, and follow it; returns at once.
+
+        Whatever goes wrong after this is told by the handle.
+        """
+        return self._on_loop(self._submit, connection, submission)
+
+    def _submit(self, connection: Connection, submission: Submission) -> JobHandle:
+        now = time.time()
+        job = Job(id="", endpoint=connection.endpoint.id, status=JobStatus.IN_QUEUE, seen_at=now)
+        operation = "runsync" if submission.sync else "run"
+        try:
+            number = self.journal.add(
+                Entry(
+                    endpoint=connection.name,
+                    provider=connection.provider.name,
+                    base_url=connection.provider.base_url,
+                    operation=operation,
+                    profile=connection.profile,
+                    input=submission.input,
+                    options=submission.options(),
+                    cell=submission.cell,
+                    submitted_at=now,
+                    job=job,
+                )
+            )
+        except (TypeError, ValueError) as error:
+            raise InputError(f"the input is not JSON: {error}; nothing was sent") from error
+        handle = JobHandle(
+            self,
+            number=number,
+            endpoint=connection.name,
+            profile=connection.profile,
+            input=submission.input,
+            submitted_at=now,
+            job=job,
+            operation=operation,
+            rate=connection.rate,
+        )
+        self.handles[number] = handle
+        self._start(self._run(handle, connection.endpoint, submission))
+        return handle
+
+    def adopt(self, connection: Connection, job_id: str) -> JobHandle:
+        """Follow a job that was submitted elsewhere, or by an earlier kernel.
+
+        Args:
+            connection: Whose job it is.
+            job_id: The server's id.
+
+        Raises:
+            JobLost: The server does not know it.
+        """
+        job = self.ask(connection.endpoint.status(job_id))
+        return self._on_loop(self._adopt, connection, job)
+
+    def _adopt(self, connection: Connection, job: Job) -> JobHandle:
+        entry = Entry(
+            endpoint=connection.name,
+            provider=connection.provider.name,
+            base_url=connection.provider.base_url,
+            profile=connection.profile,
+            submitted_at=job.seen_at,
+            job=job,
+        )
+        handle = JobHandle(
+            self,
+            number=self.journal.add(entry),
+            endpoint=connection.name,
+            profile=connection.profile,
+            input=None,
+            submitted_at=job.seen_at,
+            job=job,
+            rate=connection.rate,
+        )
+        self.handles[handle.number] = handle
+        handle.saw(job)
+        self._start(self._keep_following(handle, connection.endpoint))
+        return handle
+
+    def find(self, reference: str) -> JobHandle:
+        """The handle of a job reference: `@last`, `@17`, an id or its beginning.
+
+        An id that nobody here knows is looked for at the default endpoint.
+
+        Raises:
+            InputError: There is no such job, or more than one.
+        """
+        if reference == "@last":
+            if not self.handles:
+                raise InputError("there is no job yet: `%endpoint run -- PROMPT` makes one")
+            return self.handles[max(self.handles)]
+        if reference.startswith("@"):
+            number = reference[1:]
+            if number.isdecimal() and int(number) in self.handles:
+                return self.handles[int(number)]
+            last = f"; the last one is @{max(self.handles)}" if self.handles else ""
+            raise InputError(f"there is no job {reference}{last}")
+        found = [handle for handle in self.handles.values() if handle.id and handle.id.startswith(reference)]
+        if len(found) > 1:
+            raise InputError(f"{reference} is the beginning of {len(found)} ids; give more of it")
+        if found:
+            return found[0]
+        try:
+            return self.adopt(self._known(self.default_name()), reference)
+        except JobLost as error:
+            raise InputError(
+                f"there is no job {reference}: not in this notebook, and not at {self.default_name()}"
+            ) from error
+
+    def active(self) -> list[JobHandle]:
+        """The jobs that have not ended, oldest first."""
+        return [handle for _, handle in sorted(self.handles.items()) if not handle.done]
+
+    def look(self, handle: JobHandle) -> Job:
+        """Ask the server once how a job stands."""
+        return self.ask(self._look(handle))
+
+    def stop(self, handle: JobHandle) -> concurrent.futures.Future[Stopped]:
+        """Stop a remote job and see that it stopped; the one way in which anything here stops a job."""
+        return self.loop.submit(self._stop(handle))
+
+    def retry(self, handle: JobHandle) -> None:
+        """Queue a failed job again, and follow it again."""
+        connection = self._known(handle.endpoint)
+        job = self.ask(connection.endpoint.retry(handle.id))
+
+        def begin_again() -> None:
+            handle.begin_again()
+            self.journal.restart(handle.number)
+            self._saw(handle, job)
+            self._start(self._keep_following(handle, connection.endpoint))
+
+        self._on_loop(begin_again)
+
+    # ------------------------------------------------------------------ waiting and ending
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is over; its handles keep what they have seen."""
+        return self._closed
+
+    def wait_for(self, future: concurrent.futures.Future[Any], timeout: float | None) -> bool:
+        """Wait for a future in the session's way; tells whether it is done."""
+        if self.loop.in_thread:
+            raise ConfigurationError(
+                "waiting on the session's own thread would never end; `await` it instead"
+            )
+        return self.wait_step(future, timeout)
+
+    def ask(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop and wait for what it returns; interrupting cancels it."""
+        future = self.loop.submit(coroutine)
+        try:
+            self.wait_for(future, None)
+        except BaseException:
+            future.cancel()
+            raise
+        return future.result()
+
+    def close(self, *, cancel: bool = False, timeout: float = 1.5) -> list[Stopped]:
+        """End everything: the loop's thread, its sockets, what is served.
+
+        Args:
+            cancel: Stop the remote jobs that have not ended first; else they go on without us.
+            timeout: Seconds to wait for the jobs to stop.
+
+        Returns:
+            What became of the jobs that were to be stopped.
+        """
+        if self._closed:
+            return []
+        stopped: list[Stopped] = []
+        with contextlib.suppress(Exception):  # whatever fails here, the thread must end
+            if cancel and self.active():
+                stopped = self.loop.submit(self._stop_all(self.active(), timeout)).result(timeout + 0.5)
+        self._closed = True
+        with contextlib.suppress(Exception):
+            if self._server is not None or self._connections:
+                self.loop.submit(self._close()).result(5.0)
+        self.loop.close()
+        self.journal.close()
+        return stopped
+
+    # ------------------------------------------------------------------ on the loop
+
+    def _on_loop(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a quick function on the loop thread, where all state changes."""
+
+        async def call() -> T:
+            return function(*arguments)
+
+        return self.loop.submit(call()).result()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)  # the loop itself keeps only a weak reference
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, handle: JobHandle, endpoint: Endpoint, submission: Submission) -> None:
+        options: dict[str, Any] = {
+            "policy": submission.policy,
+            "webhook": submission.webhook,
+            "s3_config": submission.s3_config,
+        }
+        try:
+            if submission.sync:
+                job = await endpoint.start_sync(submission.input, wait=RUNSYNC_HOLD, **options)
+            else:
+                job = await endpoint.run(submission.input, **options)
+        except (AnswerLost, ServerError, ProtocolError) as error:
+            self._saw(handle, replace(handle.job, status=JobStatus.AMBIGUOUS, seen_at=time.time()))
+            handle.saw(Ended(error))
+        except EndpointError as error:
+            self.journal.discard(handle.number)
+            handle.saw(Ended(error))
+        except asyncio.CancelledError:
+            handle.saw(Ended(_closed_while(handle)))
+            raise
+        else:
+            self._saw(handle, job)
+            await self._keep_following(handle, endpoint)
+
+    async def _keep_following(self, handle: JobHandle, endpoint: Endpoint) -> None:
+        """The watcher: the one reader of a job, from its id to its end."""
+        chunks = _ChunkWriter(self.journal, handle.number)
+        reasons = asyncio.ensure_future(self._read_health(handle, endpoint))
+        error: EndpointError | None = None
+        try:
+            if not handle.status.is_final:
+                await self._read(handle, endpoint, chunks)
+            error = job_error(handle.job)
+        except AnswerLost as lost:
+            if handle.status is JobStatus.COMPLETED:
+                handle.notes.append("text may be missing: answers were lost on the way")
+            else:
+                error = job_error(handle.job) or lost
+        except EndpointError as failure:
+            error = failure
+        except asyncio.CancelledError:
+            error = _closed_while(handle)
+            raise
+        except Exception as bug:  # noqa: BLE001 - whatever it is, whoever waits for this job must hear of it
+            error = EndpointError(f"following @{handle.number} broke: {bug!r}", job_id=handle.id)
+        finally:
+            reasons.cancel()
+            chunks.flush()
+            handle.saw(Ended(error))
+
+    async def _read(self, handle: JobHandle, endpoint: Endpoint, chunks: _ChunkWriter) -> None:
+        if handle.operation == "runsync":
+            while not handle.status.is_final:
+                self._saw(handle, await endpoint.status_sync(handle.id, wait=RUNSYNC_HOLD))
+            return
+        async with contextlib.aclosing(endpoint.follow(handle.id)) as events:
+            async for event in events:
+                if isinstance(event, StreamChunk):
+                    handle.saw(event)
+                    chunks.add(event)
+                else:
+                    chunks.flush()
+                    self._saw(handle, event)
+
+    async def _read_health(self, handle: JobHandle, endpoint: Endpoint) -> None:
+        """While a job is queued, ask now and then how the workers are, so that somebody can say why."""
+        await asyncio.sleep(HEALTH_AFTER)
+        while handle.status is JobStatus.IN_QUEUE:
+            with contextlib.suppress(EndpointError):
+                handle.saw(await endpoint.health())
+            await asyncio.sleep(HEALTH_EVERY)
+
+    def _saw(self, handle: JobHandle, job: Job) -> None:
+        """First the journal, then everybody else."""
+        if job.status is JobStatus.LOST and not job.id:
+            job = replace(job, id=handle.id)
+        self.journal.update(handle.number, job)
+        handle.saw(job)
+
+    async def _look(self, handle: JobHandle) -> Job:
+        if handle.id:
+            endpoint = self._endpoint_of(handle)
+            try:
+                job = await endpoint.status(handle.id)
+            except JobLost as error:
+                if handle.status.is_final:
+                    return handle.job  # it has expired there, but we have seen how it ended
+                job = error.job
+            if not handle.done:
+                self._saw(handle, job)
+            return job
+        return handle.job
+
+    async def _stop(self, handle: JobHandle) -> Stopped:
+        # A submission whose answer is outstanding goes on, so that there is an id to cancel.
+        await handle.id_known()
+        if handle.done:
+            return _outcome(handle, handle.error)
+        endpoint = self._endpoint_of(handle)
+        try:
+            async with asyncio.timeout(STOP_PATIENCE):
+                await endpoint.cancel(handle.id)
+                job = await endpoint.status(handle.id)
+                while not job.status.is_final:
+                    job = await endpoint.status_sync(handle.id, wait=1.0)
+        except JobLost as error:
+            job = error.job
+        except (EndpointError, TimeoutError) as error:
+            return Stopped(handle, False, error if isinstance(error, EndpointError) else None)
+        with contextlib.suppress(TimeoutError):  # the watcher sees the same, and has the last chunks
+            async with asyncio.timeout(2.0):
+                await handle.ended()
+        if not handle.status.is_final:
+            self._saw(handle, job)
+        return _outcome(handle, None)
+
+    async def _stop_all(self, handles: list[JobHandle], timeout: float) -> list[Stopped]:
+        async def stop(handle: JobHandle) -> Stopped:
+            try:
+                async with asyncio.timeout(timeout):
+                    return await self._stop(handle)
+            except TimeoutError:
+                return Stopped(handle, confirmed=False)
+
+        return list(await asyncio.gather(*map(stop, handles)))
+
+    def _endpoint_of(self, handle: JobHandle) -> Endpoint:
+        connection = self._connections.get(handle.endpoint)
+        if connection is None:
+            raise ConfigurationError(
+                f"the endpoint '{handle.endpoint}' of @{handle.number} is no longer known"
+            )
+        return connection.endpoint
+
+    async def _close(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for connection in self._connections.values():
+            await connection.endpoint.aclose()
+        if self._server is not None:
+            await self._server.stop()
+
+
+class _ChunkWriter:
+    """Writes chunks to the journal in batches, at most `JOURNAL_DELAY` late."""
+
+    def __init__(self, journal: Journal, number: int) -> None:
+        self._journal = journal
+        self._number = number
+        self._waiting: list[StreamChunk] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, chunk: StreamChunk) -> None:
+        self._waiting.append(chunk)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(JOURNAL_DELAY, self.flush)
+
+    def flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._waiting:
+            self._journal.append(self._number, self._waiting)
+            self._waiting = []
+
+
+def _outcome(handle: JobHandle, error: EndpointError | None) -> Stopped:
+    confirmed = handle.status.is_final or (
+        handle.done and not handle.id and handle.status is JobStatus.IN_QUEUE
+    )
+    return Stopped(handle, confirmed, None if confirmed else error)
+
+
+def _closed_while(handle: JobHandle) -> ConfigurationError:
+    return ConfigurationError(
+        f"the session closed while @{handle.number} was {handle.status}; the job itself may go on",
+        job_id=handle.id or None,
+    )
+
+
+def _config() -> config.Config:
+    return config.Config()
+
+
+def _wait(future: concurrent.futures.Future[Any], timeout: float | None) -> bool:
+    """Wait in slices: on some platforms an endless wait cannot be interrupted."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while not future.done():
+        left = 0.1 if deadline is None else deadline - time.monotonic()
+        if left <= 0:
+            return False
+        concurrent.futures.wait([future], min(0.1, left))
+    return True
+
+
+_default: Session | None = None
+
+
+def default_session() -> Session:
+    """The process's session; the first call makes it."""
+    global _default  # noqa: PLW0603 - one session per process is the point
+    if _default is None or _default.closed:
+        _default = Session()
+    return _default

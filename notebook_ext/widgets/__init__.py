@@ -1,0 +1,1 @@
+"""What is drawn with ipywidgets; imported only where widgets can be shown."""

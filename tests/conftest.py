@@ -1,0 +1,81 @@
+"""No test touches what is the user's, or leaves something running behind."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser.environments import make_environments
+
+OUR_THREADS = "notebook_ext"
+FOREIGN_KEYS = ("RUNPOD_API_KEY", "TENSORONE_API_KEY", "TENSORONE_BASE_URL")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The browser last: it is slow, and Playwright keeps an event loop running in the main thread."""
+    items.sort(key=lambda item: "browser" in item.path.parts)
+
+
+@pytest.fixture(scope="session")
+def environments() -> dict[str, Path]:
+    """The Python of an environment with each ipykernel version that is tested."""
+    return make_environments()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isolated_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keys and settings from outside are not seen, by the servers of the session either."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ:
+            if name.startswith("NOTEBOOK_EXT_") or name in FOREIGN_KEYS:
+                patch.delenv(name)
+        patch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
+        home = tmp_path_factory.mktemp("home")
+        for name in ("NOTEBOOK_EXT_CONFIG", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
+            patch.setenv(name, str(home / name.lower()))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def isolated(isolated_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test saves its endpoints in a folder of its own, and finds none above where it runs."""
+    monkeypatch.setenv("NOTEBOOK_EXT_CONFIG", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a thread of ours or a socket; what its module shares is older than the test."""
+    threads, sockets = _our_threads(), _sockets()
+    yield
+    deadline = time.monotonic() + 2
+    while (left := _our_threads() - threads) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not left, f"threads left running: {sorted(thread.name for thread in left)}"
+    # A thread that the tests of a module share keeps its connections; browsers and kernels have their own.
+    if threads or {mark.name for mark in request.node.iter_markers()} & {"browser", "kernels"}:
+        return
+    while (open_ := _sockets() - sockets) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not open_, f"sockets left open: {sorted(open_)}"
+
+
+def _our_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith(OUR_THREADS)}
+
+
+def _sockets() -> set[str]:
+    """The sockets that this process has open; nothing where the system does not list them."""
+    found = set()
+    for descriptor in Path("/proc/self/fd").glob("*"):
+        try:
+            target = os.readlink(descriptor)
+        except FileNotFoundError:  # the listing's own
+            continue
+        if target.startswith("socket:"):
+            found.add(target)
+    return found
