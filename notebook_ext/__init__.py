@@ -170,13 +170,13 @@ def serve(name: str, handler: Any, **options: Any) -> Connection:
 
 def load_ipython_extension(shell: Any) -> None:
     """What `%load_ext notebook_ext` calls."""
-    from notebook_ext.magics import load
+    from notebook_ext.extension import load
 
     load(shell)
 
 
 def unload_ipython_extension(shell: Any) -> None:
     """What `%unload_ext notebook_ext` calls; leaves no thread, task, socket or magic behind."""
-    from notebook_ext.magics import unload
+    from notebook_ext.extension import unload
 
     unload(shell)

@@ -6,6 +6,7 @@ never written into either; where keys come from is next door in `keys`, and reac
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
@@ -229,7 +230,7 @@ def _entry(endpoint: SavedEndpoint) -> dict[str, Any]:
 def _load(path: Path) -> dict[str, Any]:
     try:
         raw = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from None
@@ -336,7 +337,8 @@ def _store(path: Path, document: Mapping[str, Any]) -> None:
             temporary.chmod(target.stat().st_mode)
         temporary.replace(target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}; nothing was saved.") from None
 
 

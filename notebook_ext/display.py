@@ -1,7 +1,7 @@
 """One job's place in a cell: live Markdown while it arrives, static content at its end.
 
 Front ends draw every update in full, so text that grows is cut into blocks: those that are complete
-are drawn once and left alone, and only the live tail is drawn again, at most ten times a second.
+are drawn once and left alone, and only the live tail is drawn again, some eight times a second.
 Everything here but the making runs on the loop's thread.
 """
 
@@ -19,18 +19,21 @@ __all__ = ["JobDisplay", "LiveMarkdown", "MarkdownBlocks", "TerminalDisplay", "j
 
 Bundle = Mapping[str, Any]
 
-PAINTS_PER_SECOND = 10
-COST_PER_SECOND = 20_000
-"""Characters of live tail that may be drawn in a second."""
+PAINT_INTERVAL = 0.12
+"""Seconds between two drawings at least: a message has 700 bytes before its content."""
+COST_PER_SECOND = 10_000
+"""Characters that may be drawn in a second of the tail, and as many of the open block."""
 DOLLAR_COST = 65
 """What a `$` costs in characters: a formula takes as long to draw as some 130 of them."""
 BLOCK = 1_000
 """Characters that a block has at least."""
 SMALL_BLOCKS = 20
 """So many blocks keep that size; later ones have at least `GROWTH` of all text before them."""
-GROWTH = 0.22
-MOST_BLOCKS = 41
-"""With the tail, the strip and the footer this stays below 45: JupyterLab folds away what is past 50."""
+GROWTH = 0.2
+OPEN_GROWTH = 1 / 3
+"""The open block is drawn again when what is complete below it is so large a part of it."""
+MOST_BLOCKS = 40
+"""With the open block, the tail, the strip and the footer this stays below 45: JupyterLab folds away what is past 50."""
 LONG_TEXT = 64_000
 """Characters from which the blocks are left as they are: drawing 200 KB at once takes seconds."""
 
@@ -82,6 +85,7 @@ class _Fence(NamedTuple):
 
 _QUOTE = re.compile(r" {0,3}> ?")
 _ITEM = re.compile(r" {0,3}(?:[-*+]|\d{1,9}[.)])(?: {1,4}(?=\S)| *$)")
+_RULE = re.compile(r" {0,3}([-*])(?: *\1){2,} *$")  # not a list, although it looks like one
 _FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")
 _NOT_MATH = re.compile(r"\\.|(`+)(?!`).*?(?<!`)\1(?!`)")
 _LONGEST_FORMULA = 4_000
@@ -114,9 +118,13 @@ class MarkdownBlocks:
         if self._scanned < len(self.tail):
             self._mark_cut(self.tail[self._scanned :])
 
+    def can_settle(self, least: float) -> bool:
+        """Whether what is complete has at least that many characters."""
+        return self._cut > 0 and self._cut >= least
+
     def settle(self, least: float) -> str:
         """Cut off what is complete, if it has at least that many characters; else return ""."""
-        if not self._cut or self._cut < least:
+        if not self.can_settle(least):
             return ""
         block, self.tail = self.tail[: self._cut], self.tail[self._cut :]
         self._scanned -= self._cut
@@ -135,10 +143,11 @@ class MarkdownBlocks:
                 self._fence = None
             return
         self._fence = None
-        if self._after_blank:
-            self._quotes = 0
-        else:
+        if not self._after_blank:
             self._read_text(line)
+        elif self._quotes:  # an unquoted blank line ends the quote, and the lists in it
+            self._quotes = 0
+            self._columns.clear()
 
     def _mark_cut(self, line: str) -> None:
         fenced = self._fence is not None and _is_inside(line, self._fence)
@@ -154,7 +163,7 @@ class MarkdownBlocks:
             self._columns.pop()
         column = self._columns[-1] if self._columns else 0
         rest = rest[column:]
-        while item := _ITEM.match(rest):
+        while not _RULE.match(rest) and (item := _ITEM.match(rest)):
             column += item.end()
             self._columns.append(column)
             rest = rest[item.end() :]
@@ -193,11 +202,49 @@ def _closes(line: str, fence: _Fence) -> bool:
 # ---------------------------------------------------------------------------------- live text
 
 
-class LiveMarkdown:
-    """Draws text as it arrives: settled blocks, and a live tail under a display id.
+class _Place:
+    """One output of the cell that is drawn again and again."""
 
-    The first piece is drawn at once. After each drawing of the tail there is a rest that grows
-    with what it cost; a timer draws what is left even if nothing more comes.
+    def __init__(self, cell: Output) -> None:
+        self.text = ""
+        self._cell = cell
+        self._display_id = uuid.uuid4().hex
+        self._is_shown = False
+
+    def draw(self, text: str) -> None:
+        """Draw it as it is now, unless it is that already."""
+        if text.strip() and text != self.text:
+            self.text = text
+            # This is sent often: text/plain beside it would double the bytes.
+            self._show({"text/markdown": render.inert(text)})
+
+    def settle(self, text: str) -> None:
+        """Draw it for the last time, as it will be saved."""
+        if text.strip():
+            self._show(render.markdown(text))
+
+    def _show(self, bundle: Bundle) -> None:
+        self._cell.show(bundle, display_id=self._display_id, update=self._is_shown)
+        self._is_shown = True
+
+
+class _Budget:
+    """How soon something may be drawn again, after what its last drawings cost."""
+
+    def __init__(self) -> None:
+        self.free_at = float("-inf")
+
+    def spend(self, now: float, text: str) -> None:
+        cost = len(text) + DOLLAR_COST * text.count("$")
+        self.free_at = max(now, self.free_at) + cost / COST_PER_SECOND
+
+
+class LiveMarkdown:
+    """Draws text as it arrives: settled blocks, one open block that grows, and the live tail.
+
+    The tail is short and drawn often. What is complete of it moves up into the open block, which
+    is drawn rarely; a block that is large enough is settled, and never drawn again. The first
+    piece is drawn at once, and a timer draws what is left even if nothing more comes.
 
     Args:
         cell: Where it is drawn.
@@ -207,65 +254,86 @@ class LiveMarkdown:
     def __init__(self, cell: Output, loop: Loop) -> None:
         self._cell, self._loop = cell, loop
         self._blocks = MarkdownBlocks()
-        self._display_id: str | None = None  # the tail's; None while nothing of it is drawn
-        self._drawn = ""
+        self._open: _Place | None = None
+        self._tail = _Place(cell)
         self._settled = self._settled_length = 0
+        self._open_budget, self._tail_budget = _Budget(), _Budget()
+        self._painted_at = float("-inf")
         self._timer: Timer | None = None
-        self._rest_until = float("-inf")
+        self._due = float("-inf")  # when the timer rings
 
     def add(self, text: str) -> None:
         """Take the next piece of text."""
         self._blocks.add(text)
-        if self._timer is not None:
-            return
-        if self._loop.time() >= self._rest_until:
+        now = self._loop.time()
+        due = self._painted_at + PAINT_INTERVAL
+        if not self._blocks.can_settle(self._least(now)):
+            due = max(due, self._tail_budget.free_at)
+        if now >= due:
             self._paint()
-        else:
-            self._timer = self._loop.call_at(self._rest_until, self._paint)
+        elif self._timer is None or due < self._due:
+            self._unschedule()
+            self._timer, self._due = self._loop.call_at(due, self._paint), due
 
     def finish(self) -> None:
         """Draw the rest for good; nothing is drawn later."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._settle(self._blocks.tail)
-        self._blocks = MarkdownBlocks()
+        tail = self._blocks.tail
+        self.stop()
+        self._tail.settle(tail)  # the newest first: it is what the reader waits for
+        if self._open is not None:
+            self._open.settle(self._open.text)
 
     def stop(self) -> None:
         """Draw nothing more: what is drawn is about to be replaced."""
+        self._unschedule()
         self._blocks = MarkdownBlocks()
-        self.finish()
+
+    def _unschedule(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _paint(self) -> None:
-        self._timer = None
-        self._settle(self._blocks.settle(self._least()))
+        self._unschedule()
+        now = self._loop.time()
+        self._move_up(now)
         tail = self._blocks.tail
-        if tail.strip() and tail != self._drawn:
-            # The tail is drawn often: text/plain beside it would double its bytes.
-            self._show({"text/markdown": render.inert(tail)})
-            self._drawn = tail
-        cost = len(tail) + DOLLAR_COST * tail.count("$")
-        self._rest_until = self._loop.time() + max(1 / PAINTS_PER_SECOND, cost / COST_PER_SECOND)
+        self._tail.draw(tail)
+        self._tail_budget.spend(now, tail)
+        self._painted_at = now
 
-    def _least(self) -> float:
+    def _least(self, now: float) -> float:
+        """How much must be complete to move up: what settles the open block, or what makes it worth a drawing."""
+        missing = self._block_size() - len(self._open_text)
+        if now < self._open_budget.free_at:
+            return max(BLOCK, missing)
+        return max(BLOCK, min(missing, len(self._open_text) * OPEN_GROWTH))
+
+    def _block_size(self) -> float:
         if self._settled >= MOST_BLOCKS:
             return float("inf")
         return BLOCK if self._settled < SMALL_BLOCKS else max(BLOCK, GROWTH * self._settled_length)
 
-    def _settle(self, block: str) -> None:
-        if not block.strip():
-            return
-        self._show(render.markdown(block))
-        self._display_id, self._drawn = None, ""
-        self._settled += 1
-        self._settled_length += len(block)
+    @property
+    def _open_text(self) -> str:
+        return "" if self._open is None else self._open.text
 
-    def _show(self, bundle: Bundle) -> None:
-        if self._display_id is None:
-            self._display_id = uuid.uuid4().hex
-            self._cell.show(bundle, display_id=self._display_id)
+    def _move_up(self, now: float) -> None:
+        piece = self._blocks.settle(self._least(now))
+        if not piece:
+            return
+        if self._open is None:  # the tail's place becomes the block's: nothing moves on the screen
+            self._open, self._tail = self._tail, _Place(self._cell)
+            self._open.text = ""
+        text = self._open.text + piece
+        if len(text) >= self._block_size():
+            self._open.settle(text)
+            self._open = None
+            self._settled += 1
+            self._settled_length += len(text)
         else:
-            self._cell.show(bundle, display_id=self._display_id, update=True)
+            self._open.draw(text)
+            self._open_budget.spend(now, text)
 
 
 # ---------------------------------------------------------------------------------- one job's place

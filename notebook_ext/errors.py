@@ -29,6 +29,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from notebook_ext.types import Job
 
 __all__ = [
@@ -69,10 +71,18 @@ class EndpointError(Exception):
     def __init__(self, message: str, *, job_id: str | None = None) -> None:
         super().__init__(message)
         self.job_id = job_id
+        self._has_traceback = False
 
-    def _render_traceback_(self) -> list[str]:
+    def show_traceback(self) -> None:
+        """Let IPython draw the whole traceback of this error, the worker's too where it sent one."""
+        self._has_traceback = True
+
+    @property
+    def _render_traceback_(self) -> Callable[[], list[str]]:
         """IPython asks this instead of drawing a traceback: one line in the notebook."""
-        return [f"{type(self).__name__}: {self}"]
+        if self._has_traceback:
+            raise AttributeError("_render_traceback_")
+        return lambda: [f"{type(self).__name__}: {self}"]
 
 
 class ConfigurationError(EndpointError):
@@ -170,6 +180,11 @@ class JobError(EndpointError):
     def __init__(self, message: str, job: Job) -> None:
         super().__init__(message, job_id=job.id)
         self.job = job
+
+    def show_traceback(self) -> None:
+        super().show_traceback()
+        if self.job.error is not None and self.job.error.traceback:
+            self.add_note(f"The worker's traceback:\n{self.job.error.traceback}")
 
 
 class JobFailed(JobError):

@@ -32,6 +32,7 @@ STEP = 0.03
 
 _COMM = frozenset({"comm_open", "comm_msg", "comm_close"})
 
+_NEEDED = ("_parent_ident", "_publish_status", "get_parent", "session", "set_parent", "shell_handlers")
 _Taken = list[tuple[Any, Callable[[], None]]]
 
 
@@ -127,16 +128,10 @@ class FrontEnd:
             left = STEP if deadline is None else min(STEP, deadline - time.monotonic())
             if left <= 0:
                 return False
-            self.step(future, left)
+            self._step(future, left)
         return True
 
-    def step(self, future: concurrent.futures.Future[Any] | None = None, seconds: float = STEP) -> None:
-        """Hear pending clicks, then rest.
-
-        Args:
-            future: Its end cuts the rest short.
-            seconds: The length of the rest.
-        """
+    def _step(self, future: concurrent.futures.Future[Any] | None, seconds: float) -> None:
         if self._pump is not None and threading.current_thread() is threading.main_thread():
             self._pump()
         if future is None:
@@ -218,7 +213,7 @@ class _CommPump:
 
     def __init__(self, kernel: Any) -> None:
         self._kernel = kernel
-        self._works = True
+        self._works = all(hasattr(kernel, name) for name in _NEEDED)
 
     def __call__(self) -> None:
         if not self._works:

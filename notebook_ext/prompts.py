@@ -7,21 +7,26 @@ in a variable cannot break JSON, and what comes out of a variable is never rende
 from __future__ import annotations
 
 import difflib
-import functools
 import json
+import os
 import re
-import secrets
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from notebook_ext.errors import InputError
+from notebook_ext.templates import (
+    expand,
+    position_of,
+    render_text,
+    template_end,
+    template_spans,
+    unknown_variable,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
-    from jinja2.sandbox import SandboxedEnvironment
+    from collections.abc import Iterable, Mapping
 
 __all__ = [
     "KINDS",
@@ -40,8 +45,6 @@ __all__ = [
 KINDS = ("auto", "text", "json", "yaml", "python")
 REQUEST_KEYS = frozenset({"policy", "webhook", "webhookV2", "s3Config"})
 """What may stand beside `input` in a body that is a whole request."""
-
-_VERBATIM = "--verbatim sends braces as they are"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ def read_body(text: str, kind: str = "auto", *, namespace: Mapping[str, Any], ve
             pass  # "[INST] ..." is how some prompts begin
         else:
             return Body("json", parsed if verbatim else _fill(parsed, holes, namespace))
-    return Body("text", text if verbatim else _render_text(text, namespace))
+    return Body("text", text if verbatim else render_text(text, namespace))
 
 
 def _whole_request(kind: str, value: Any) -> Body:
@@ -130,7 +133,7 @@ def _parse_json(text: str, *, verbatim: bool = False) -> tuple[Any, dict[str, st
             if error.pos > place:
                 offset += shift
                 break
-        line, column = _position(text, offset)
+        line, column = position_of(text, offset)
         raise InputError(
             f"the body is not JSON: {error.msg} at line {line}, column {column}; `--as text` sends text."
         ) from None
@@ -147,7 +150,7 @@ _JSON_STRING_OR_TEMPLATE = re.compile(r'"(?:\\.|[^"\\])*"|\{\{', re.DOTALL)
 
 def _plug(text: str) -> tuple[str, dict[str, str], list[tuple[int, int]]]:
     """Put strings in place of templates outside strings; where, and by how much that moved what follows."""
-    token = secrets.token_hex(8)
+    token = os.urandom(8).hex()
     source: list[str] = []
     holes: dict[str, str] = {}
     moves: list[tuple[int, int]] = []
@@ -155,7 +158,7 @@ def _plug(text: str) -> tuple[str, dict[str, str], list[tuple[int, int]]]:
     while match := _JSON_STRING_OR_TEMPLATE.search(text, position):
         position = match.end()
         if match[0] == "{{":
-            position = _template_end(text, match.start())
+            position = template_end(text, match.start())
             name = f"{token}-{len(holes)}"
             holes[name] = text[match.start() : position]
             source += [text[done : match.start()], f'"{name}"']
@@ -219,124 +222,7 @@ def _evaluate(text: str, namespace: Mapping[str, Any]) -> Any:
         raise InputError(f"the body raised {type(error).__name__}: {error}") from error
 
 
-def _position(text: str, offset: int) -> tuple[int, int]:
-    return text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset)
-
-
-# ---------------------------------------------------------------------------------- templates
-
-
-def expand(value: Any, namespace: Mapping[str, Any]) -> Any:
-    """Render the templates in every string of a parsed value.
-
-    A string that is exactly one `{{ expr }}` gives the expression's own value and type; in any
-    other string, its text. Keys are left alone.
-
-    Raises:
-        InputError: A name is unknown, an expression is broken, or it raised.
-    """
-    if isinstance(value, str):
-        if "{{" not in value:
-            return value
-        spans = list(template_spans(value))
-        if spans == [(0, len(value))]:
-            return _value(value, namespace)
-        return _render_text(value, namespace)
-    if isinstance(value, dict):
-        return {key: expand(item, namespace) for key, item in value.items()}
-    if isinstance(value, list):
-        return [expand(item, namespace) for item in value]
-    return value
-
-
-def template_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Where each `{{ expr }}` begins and ends; braces and quotes inside an expression are its own.
-
-    Raises:
-        InputError: One is not closed.
-    """
-    position = 0
-    while (start := text.find("{{", position)) >= 0:
-        position = _template_end(text, start)
-        yield start, position
-
-
-_STRING_OR_BRACE = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[{}]""", re.DOTALL)
-
-
-def _template_end(text: str, start: int) -> int:
-    depth = 0
-    for match in _STRING_OR_BRACE.finditer(text, start + 2):
-        if match[0] == "{":
-            depth += 1
-        elif match[0] == "}" and depth:
-            depth -= 1
-        elif match[0] == "}":
-            if text.startswith("}}", match.start()):
-                return match.start() + 2
-            break
-    line, column = _position(text, start)
-    raise InputError(f"the '{{{{' at line {line}, column {column} has no '}}}}' of its own; {_VERBATIM}.")
-
-
-def _render_text(text: str, namespace: Mapping[str, Any]) -> str:
-    pieces: list[str] = []
-    done = 0
-    for start, end in template_spans(text):
-        pieces += [text[done:start], str(_value(text[start:end], namespace))]
-        done = end
-    return "".join([*pieces, text[done:]])
-
-
-def _value(template: str, namespace: Mapping[str, Any]) -> Any:
-    from jinja2 import TemplateSyntaxError, Undefined, UndefinedError  # on the load path, and slow to import
-    from jinja2.exceptions import SecurityError
-
-    shown = template if len(template) <= 60 else f"{template[:54]}...}}}}"
-    expression = template[2:-2].strip()
-    try:
-        if not expression or template.startswith(("{{-", "{{+")):
-            raise TemplateSyntaxError("an expression was expected", 1)
-        value = _environment().compile_expression(expression, undefined_to_none=False)(dict(namespace))
-        if isinstance(value, Undefined):
-            str(value)  # which raises, and says what is not defined
-        return value
-    except TemplateSyntaxError as error:
-        raise InputError(f"{shown} is not a template: {error.message}; {_VERBATIM}.") from None
-    except UndefinedError as error:
-        raise InputError(_undefined(shown, error.message or "it is undefined", namespace)) from None
-    except SecurityError as error:
-        raise InputError(f"{shown} is not allowed in a template: {error}") from None
-    except Exception as error:
-        raise InputError(f"{shown} raised {type(error).__name__}: {error}") from error
-
-
-def _undefined(shown: str, message: str, namespace: Mapping[str, Any]) -> str:
-    name = re.fullmatch(r"'(\w+)' is undefined", message)
-    if name is None:
-        return f"{shown}: {message}."
-    near = difflib.get_close_matches(
-        name[1], [known for known in namespace if not known.startswith("_")], n=1
-    )
-    hint = f"did you mean '{near[0]}'?" if near else f"{_VERBATIM}."
-    return f"{shown}: there is no variable '{name[1]}'; {hint}"
-
-
-@functools.cache
-def _environment() -> SandboxedEnvironment:
-    from jinja2 import StrictUndefined
-    from jinja2.sandbox import SandboxedEnvironment
-
-    environment = SandboxedEnvironment(undefined=StrictUndefined)
-    names = (abs, bool, dict, float, int, len, list, max, min, round, sorted, sum)
-    environment.globals = {
-        "range": environment.globals["range"],
-        **{known.__name__: known for known in names},
-    }
-    return environment
-
-
-# ---------------------------------------------------------------------------------- the line's small parts
+# ---------------------------------------------------------------------------------- the small parts of a line
 
 
 def parse_parameters(
@@ -397,12 +283,12 @@ def read_variable(text: str, namespace: Mapping[str, Any], *, option: str = "-i"
         return expand(name, namespace)
     if name in namespace:
         return namespace[name]
-    raise InputError(f"{option} takes a variable's name; {_unknown(name, namespace)}")
+    raise InputError(f"{option} takes a variable's name; {unknown_variable(name, namespace)}.")
 
 
 def _parameter(key: str, text: str, namespace: Mapping[str, Any], *, verbatim: bool) -> Any:
     if text.startswith("@"):
-        return _file(key, text[1:] if verbatim else _render_text(text[1:], namespace))
+        return _file(key, text[1:] if verbatim else render_text(text[1:], namespace))
     try:
         parsed, holes = _parse_json(text, verbatim=verbatim)
     except InputError:

@@ -230,8 +230,8 @@ def _milliseconds(policy: Mapping[str, Any], name: str) -> float | None:
     value = policy.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise InputError(f"'policy.{name}' must be a positive number of milliseconds")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e15:
+        raise InputError(f"'policy.{name}' must be a positive number of milliseconds below 1e15")
     return value / 1000
 
 

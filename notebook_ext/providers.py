@@ -7,7 +7,6 @@ there, and asking for it is a `ConfigurationError`, not a guess.
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
 import re
 from dataclasses import dataclass, field, replace
@@ -170,6 +169,8 @@ def _split(url: str) -> SplitResult:
 def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
+    import ipaddress  # on the load path, and needed for plain http only
+
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

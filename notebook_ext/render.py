@@ -1,196 +1,537 @@
-"""Untrusted text made inert, and jobs, health and outputs as mime bundles: pure, without IPython.
+"""Jobs, health and outputs as mime bundles: pure, and without IPython.
 
-JupyterLab does not sanitise the Markdown of a cell that has run, and every front end reads Markdown a
-little differently: what one takes for code is live HTML to another (marked lets a ``~~`` strike through a
-backtick; JupyterLab cuts formulas out before it looks for fences, and pastes them back into finished
-attributes). So `inert` does not follow one parser. It leaves `<` alone only in code that all of them read as
-code, and elsewhere takes the spark out of what could be a tag, changing nothing that is seen.
+Every bundle has text/plain. What an endpoint said passes through `inert` as Markdown, or is escaped as HTML;
+HTML of ours needs no script, and takes its colours from the front end's own variables.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import html
+import json
 import re
-from collections.abc import Iterator
-from urllib.parse import unquote
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-# A character without width: it parts `<` from a tag's name, shows nothing in text, code and formulas alike.
-_NOTHING = "\u200b"
-_SAFE_SCHEMES = frozenset({"http", "https", "mailto", "ftp"})
-_LINES = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
-_FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<run>`{3,}(?=[^`]*$)|~{3,})(?P<info>.*)")
-# A fence in a quote, after list markers, or of a shape that only some parsers close.
-_FENCE_LIKE = re.compile(r"(?:[\s>*+\-\[\]xX]|\d{1,9}[.)])*[`~]{3}")
-_INLINE_ON_A_LINE = re.compile(r" {0,3}`{3,}[^`]+`")
-_QUOTED = re.compile(r" {0,3}>")
-_TEX = re.compile(r"\$\$|\\\\[()\[\]]|\\(?:begin|end)\{")
-_TAG = re.compile(
-    r"(?P<link><(?:https?://[\w./?#=&%+:,;!*~-]+|(?:mailto:)?[\w.+-]+@[\w.-]+)>)"
-    r"|<(?=[!?/]"
-    r"|[A-Za-z][\w:.+-]*(?:[\s\x00-\x20/>:\ufeff]|$)"
-    r"|[\w.!#$%&'*+/=?^`{|}~-]+@)"
+from notebook_ext.inert import inert
+from notebook_ext.types import Health, Job, JobStatus, WorkerError
+
+__all__ = [
+    "FORMATS",
+    "NO_OUTPUT",
+    "Bundle",
+    "Facts",
+    "JobRow",
+    "duration",
+    "error",
+    "error_text",
+    "footer",
+    "footer_bundle",
+    "health",
+    "inert",
+    "job",
+    "jobs",
+    "markdown",
+    "no_output",
+    "outputs",
+    "speed",
+    "wait_reason",
+]
+
+Bundle = dict[str, Any]
+
+FORMATS = (
+    "auto",
+    "markdown",
+    "text",
+    "json",
+    "table",
+    "code",
+    "image",
+    "audio",
+    "video",
+    "html",
+    "raw",
+    "none",
 )
-_DESTINATION = re.compile(r"\]\(\s*(?:<(?P<angle>[^>\n]{0,300})|(?P<bare>[^\s)]{0,300}))")
-_DEFINITION = re.compile(
-    r" {0,3}\[[\w .,/+#-]+\]: https?://[\w./?#=&%+~:,;!*-]+(?: \"[^\"\\$@`<]*\")?[ ]*[\r\n]*(?!.)"
+NO_OUTPUT = (
+    "COMPLETED without output: the handler returned nothing, or the result was over the provider's size "
+    "limit (10 MB run / 20 MB runsync) and was dropped"
 )
-_TITLE = re.compile(r"[ \t]*[\"'(]")
-_LINKISH = re.compile(r"\]|://|www\.|`{3}|~{3}", re.IGNORECASE)
-_URL_WITH_CODE = re.compile(r"(?:://|www\.|@)[^\s<`]*`", re.IGNORECASE)
-_TOKENS = re.compile(r"`[^`\r\n]*`|[\[\]()`]")
+
+_TABLE_ROWS = 100
+_GREY = "color:var(--jp-ui-font-color2, #666);font-size:var(--jp-ui-font-size1, 13px)"
+_CELL = "text-align:left;padding:2px 12px 2px 0"
+_DATA_URL = re.compile(r"data:(?:image|audio|video)/[\w.+-]+(?:;[\w=.-]+)*;base64,", re.IGNORECASE)
+_LINK = re.compile(r"https?://[^\s<>\"'`$\\]+", re.IGNORECASE)
+_MARKUP = re.compile(r"[\\`*_\[\]<>|$~&#@!:\"]")
+_MAGIC = (
+    ("image/png", rb"\x89PNG\r\n\x1a\n"),
+    ("image/jpeg", rb"\xff\xd8\xff"),
+    ("image/gif", rb"GIF8[79]a"),
+    ("image/webp", rb"RIFF....WEBP"),
+    ("audio/wav", rb"RIFF....WAVE"),
+    ("audio/flac", rb"fLaC"),
+    ("audio/ogg", rb"OggS"),
+    ("audio/mp4", rb"....ftypM4A"),
+    ("video/mp4", rb"....ftyp"),
+    ("video/webm", rb"\x1aE\xdf\xa3"),
+    ("audio/mpeg", rb"ID3|\xff[\xfb\xf3\xf2]"),
+)
 
 
-def inert(markdown: str) -> str:
-    """Make text from an endpoint safe to show as Markdown in a notebook, however it was cut.
+# Text and figures
 
-    Raw HTML shows as it was typed, links and pictures keep only http, https, mailto, ftp and relative
-    addresses; code, formulas, tables and everything else stay as they are. Linear in the text's length.
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 9.95:
+        return f"{max(seconds, 0.0):.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def markdown(text: str) -> Bundle:
+    """Text from an endpoint as Markdown that cannot do anything but be read."""
+    return {"text/markdown": inert(text), "text/plain": text}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the line under a job's output tells; None leaves a fact out.
 
     Args:
-        markdown: Any text, also half of a document.
+        endpoint: The endpoint's name.
+        status: Where the job stands.
+        number: This notebook's number of the job, shown as `@17`.
+        queue: Seconds in the queue.
+        run: Seconds on the worker.
+        first_token: Seconds until the first piece of text was there.
+        tokens: How many tokens the worker counted.
+        tokens_per_second: How fast they came.
+        chunks_per_second: How fast pieces came, where tokens were not counted.
+        cost: Dollars at least: the run time at the endpoint's saved rate.
+        notes: Further short remarks.
     """
-    if not any(mark in markdown for mark in "<[$\\"):
-        return markdown
-    return "".join(text if code else _defuse(text, murky) for text, code, murky in _parts(markdown))
+
+    endpoint: str
+    status: JobStatus
+    number: int | None = None
+    queue: float | None = None
+    run: float | None = None
+    first_token: float | None = None
+    tokens: int | None = None
+    tokens_per_second: float | None = None
+    chunks_per_second: float | None = None
+    cost: float | None = None
+    notes: tuple[str, ...] = ()
 
 
-def _parts(markdown: str) -> Iterator[tuple[str, bool, bool]]:
-    """Split into (text, is code to every parser, whether parsers may disagree on what is code here)."""
-    lines = _LINES.findall(markdown)
-    block: list[str] = []
-    masked = True  # JupyterLab protects `$` in fences only while every fence so far was closed to the letter
-    at = 0
-    while at < len(lines):
-        line = lines[at]
-        fence = _FENCE.match(line.rstrip("\r\n"))
-        if fence is None:
-            if _FENCE_LIKE.match(line) and not (_INLINE_ON_A_LINE.match(line) or _QUOTED.match(line)):
-                break
-            block.append(line)
-            at += 1
-            if not line.strip():
-                yield "".join(block), False, False
-                block = []
-            continue
-        end = _fence_end(lines, at, fence)
-        body = "".join(lines[at:end])
-        exact = lines[end - 1].rstrip("\r\n") == fence["run"]
-        masked = masked and (exact or bool(fence["indent"])) and fence["run"][0] == "`"
-        if not _is_plain(body, fence, markdown) or ("$" in body and not (masked and exact)):
-            break
-        yield "".join(block), False, False
-        block = []
-        deep = len(fence["indent"]) > 3
-        yield body, not deep, deep
-        at = end
-    else:
-        yield "".join(block), False, False
-        return
-    yield from ((text, False, True) for text in _blocks([*block, *lines[at:]]))
+def footer(facts: Facts) -> str:
+    """One line: `@17 · demo · COMPLETED · 0.8 s queue · 3.4 s run · first token 0.4 s · >= $0.0011`."""
+    parts = [
+        None if facts.number is None else f"@{facts.number}",
+        facts.endpoint,
+        str(facts.status),
+        None if facts.queue is None else f"{duration(facts.queue)} queue",
+        None if facts.run is None else f"{duration(facts.run)} run",
+        None if facts.first_token is None else f"first token {duration(facts.first_token)}",
+        *speed(facts),
+        None if facts.cost is None else f">= ${_dollars(facts.cost)}",
+        *facts.notes,
+    ]
+    return " · ".join(part for part in parts if part)
 
 
-def _blocks(lines: list[str]) -> Iterator[str]:
-    block: list[str] = []
-    for line in lines:
-        block.append(line)
-        if not line.strip():
-            yield "".join(block)
-            block = []
-    yield "".join(block)
+def speed(facts: Facts) -> list[str]:
+    """How much came and how fast, in tokens where the worker counts them, else in chunks."""
+    parts = [] if facts.tokens is None else [f"{facts.tokens} tokens"]
+    if facts.tokens_per_second is not None:
+        parts.append(f"{facts.tokens_per_second:.0f} tokens/s")
+    elif facts.chunks_per_second is not None:
+        parts.append(f"{facts.chunks_per_second:.0f} chunks/s")
+    return parts
 
 
-def _fence_end(lines: list[str], start: int, fence: re.Match[str]) -> int:
-    """The line after the fence's closing line; where it is not closed, after the last line."""
-    close = re.compile(re.escape(fence["indent"]) + re.escape(fence["run"]) + fence["run"][0] + "* *")
-    for at in range(start + 1, len(lines)):
-        if close.fullmatch(lines[at].rstrip("\r\n")):
-            return at + 1
-    return len(lines)
+def _dollars(cost: float) -> str:
+    return f"{cost:.4f}" if cost >= 0.001 or cost == 0 else f"{cost:.2g}"
 
 
-def _is_plain(body: str, fence: re.Match[str], markdown: str) -> bool:
-    """Whether all parsers agree where this fence ends: nothing in it could end it early, or hide its end."""
-    if "\t" in fence["indent"] or re.search(r"[$\\@\"<&]", fence["info"]) or _TEX.search(body):
-        return False
-    lines = _LINES.findall(body)
-    inner = lines[1:-1] if len(lines) > 1 and _FENCE_LIKE.match(lines[-1]) else lines[1:]
-    if "\\\\[" in markdown and any("```" in line or "~~~" in line for line in inner):
-        return False
-    return all(
-        not line.strip() or (line.startswith(fence["indent"]) and not _FENCE_LIKE.match(line)) for line in inner
-    )
+def footer_bundle(facts: Facts) -> Bundle:
+    """The footer as a small grey line."""
+    return _grey_line(footer(facts))
 
 
-def _defuse(block: str, murky: bool) -> str:
-    """Take the spark out of one block: text between blank lines, outside trusted code."""
-    block = block.replace("\\@", f"\\{_NOTHING}@")  # could become JupyterLab's mark for a formula, `@@0@@`
-    if "]" in block:
-        block = _part_links(block)
-    formulas = block.count("$") > 1 or "\\" in block
-    if formulas and '"' in block and _LINKISH.search(block):
-        block = block.replace('"', "”")  # a formula in an address is pasted into the attribute unescaped
-    if not any(found["link"] is None for found in _TAG.finditer(block)):
-        return block
-    if murky or formulas or re.search(r"(?m)^(?: {4}| *\t|\s*>)", block):
-        return _TAG.sub(lambda tag: tag["link"] or "<" + _NOTHING, block)
-    spans = [] if "`" not in block else _code_spans(block)
-    if spans is None:
-        return _TAG.sub(lambda tag: tag["link"] or "<" + _NOTHING, block)
-    pieces, at = [], 0
-    for start, end in [*spans, (len(block), len(block))]:
-        pieces += [_TAG.sub(lambda tag: tag["link"] or "&lt;", block[at:start]), block[start:end]]
-        at = end
-    return "".join(pieces)
+def no_output() -> Bundle:
+    """What to show for a COMPLETED job whose answer carried no output at all."""
+    return _grey_line(NO_OUTPUT)
 
 
-def _part_links(block: str) -> str:
-    """Make links to anything but safe addresses, and definitions that could hide text, plain text."""
-    block = _DESTINATION.sub(
-        lambda link: link[0]
-        if _is_safe(link["angle"] or link["bare"] or "")
-        else f"]{_NOTHING}{link[0][1:]}",
-        block,
-    )
-    if "]:" not in block:
-        return block
-    lines = _LINES.findall(block)
-    for at, line in enumerate(lines):
-        title_follows = at + 1 < len(lines) and _TITLE.match(lines[at + 1])
-        if "]:" in line and (title_follows or not _DEFINITION.fullmatch(line)):
-            lines[at] = line.replace("]:", f"]{_NOTHING}:")
-    return "".join(lines)
+def _grey_line(text: str) -> Bundle:
+    return {"text/html": f'<div style="{_GREY}">{html.escape(text)}</div>', "text/plain": text}
 
 
-def _is_safe(address: str) -> bool:
-    plain = unquote(html.unescape(html.unescape(address)))
-    plain = re.sub(r"[\x00-\x20\x7f-\xa0\u200b-\u200f\u2028-\u202f\u2060\ufeff\\]", "", plain).lower()
-    scheme = re.match(r"[^/?#:]*(?P<end>.?)", plain, re.DOTALL)
-    if scheme is None or scheme["end"] == "":
-        return len(address) < 300
-    return scheme["end"] != ":" or scheme[0][:-1] in _SAFE_SCHEMES
+# Outputs
 
 
-def _code_spans(block: str) -> list[tuple[int, int]] | None:
-    """Where the inline code is, or None where parsers might not agree about it."""
-    if "``" in block or "~" in block or "\\" in block or _URL_WITH_CODE.search(block):
+def outputs(value: Any, format: str = "auto") -> list[Bundle]:
+    """Draw a job's output, several bundles where it holds several pictures.
+
+    Args:
+        value: Any JSON value.
+        format: One of `FORMATS`. "auto" decides from the output's own shape, and never yields raw HTML;
+            "html" shows the endpoint's HTML as it came, which the front end may run.
+
+    Raises:
+        ValueError: The value cannot be shown in this format, or there is no such format.
+    """
+    if format == "auto":
+        return _auto(value)
+    if format == "none":
+        return []
+    if format == "json":
+        return [_json(value)]
+    if format == "raw":
+        return [{"text/plain": repr(value)}]
+    if format in ("image", "audio", "video"):
+        return _media_only(value, format)
+    if format == "table":
+        if not _is_table(value):
+            raise ValueError(f"-f table needs a list of flat objects; this output is {_what(value)}")
+        return [_table(value)]
+    if format not in FORMATS:
+        raise ValueError(f"There is no format {format!r}; there are {', '.join(FORMATS)}")
+    if not isinstance(value, str):
+        raise ValueError(f"-f {format} needs text; this output is {_what(value)}")  # noqa: TRY004 - see Raises
+    return [_text_as(value, format)]
+
+
+def _text_as(text: str, format: str) -> Bundle:
+    if format == "markdown":
+        return markdown(text)
+    if format == "code":
+        return {"text/markdown": inert(_fenced(text)), "text/plain": text}
+    if format == "html":
+        return {"text/html": text, "text/plain": text}
+    return {"text/plain": text}
+
+
+def _auto(value: Any) -> list[Bundle]:
+    media = list(_media(value))
+    if media:
+        return [*media, *_rest(value)]
+    if isinstance(value, str):
+        return [_json_text(value) or markdown(value)]
+    return [_table(value) if _is_table(value) else _json(value)]
+
+
+def _json_text(text: str) -> Bundle | None:
+    """A string that is one JSON object or list, laid out; None where it is not."""
+    if text.strip()[:1] not in ("{", "["):
         return None
-    spans: list[tuple[int, int]] = []
-    brackets, destination, last = 0, False, ""
-    for token in _TOKENS.finditer(block):
-        mark = token[0]
-        if len(mark) > 1:
-            if brackets or destination or "|" in mark or "$" in mark:
-                return None
-            spans.append(token.span())
-        elif mark == "`":
-            return None
-        elif mark == "[":
-            brackets += 1
-        elif mark == "]":
-            brackets = max(0, brackets - 1)
-        elif mark == "(":
-            destination = destination or (last == "]" and block[token.start() - 1] == "]")
-        else:
-            destination = False
-        last = mark
-    return spans
+    try:
+        return _json(json.loads(text))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _json(value: Any) -> Bundle:
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        text = repr(value)
+    return {"text/markdown": inert(_fenced(text, "json")), "text/plain": text}
+
+
+def _fenced(text: str, language: str = "") -> str:
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _what(value: Any) -> str:
+    if value is None:
+        return "empty (null)"
+    if isinstance(value, str):
+        return f"text of {len(value)} characters"
+    if isinstance(value, Mapping):
+        return "an object with " + (", ".join(str(key)[:40] for key in list(value)[:6]) or "nothing in it")
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return f"{type(value).__name__} {str(value)[:40]}"
+
+
+def _is_table(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(row, Mapping)
+            and row
+            and not any(isinstance(cell, (Mapping, list)) for cell in row.values())
+            for row in value
+        )
+    )
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Bundle:
+    columns = list(dict.fromkeys(str(key) for row in rows for key in row))
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows[:_TABLE_ROWS]]
+    lines = [columns, *cells]
+    marked = ["| " + " | ".join(_literal(cell) for cell in line) + " |" for line in lines]
+    marked.insert(1, "|" + " --- |" * len(columns))
+    more = f"{len(rows) - _TABLE_ROWS} more rows" if len(rows) > _TABLE_ROWS else ""
+    return {
+        "text/markdown": inert("\n".join(marked) + (f"\n\n… {more}" if more else "")),
+        "text/plain": _aligned(lines) + (f"\n… {more}" if more else ""),
+    }
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return " ".join(value.split()) if isinstance(value, str) else json.dumps(value, default=repr)
+
+
+def _literal(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return _MARKUP.sub(lambda mark: f"&#{ord(mark[0])};", text)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+# Pictures, sound, film
+
+
+def _media_only(value: Any, kind: str) -> list[Bundle]:
+    found = list(_media(value, kind))
+    if not found:
+        raise ValueError(f"-f {kind} found no {kind} in this output, which is {_what(value)}")
+    return found
+
+
+def _media(value: Any, kind: str | None = None) -> Iterator[Bundle]:
+    """Bundles for the pictures, sound and film of the usual worker shapes; links for addresses."""
+    if isinstance(value, str):
+        bundle = _medium(value, kind or ("" if _DATA_URL.match(value) else "image"))
+        if bundle:
+            yield bundle
+        return
+    if isinstance(value, list) and all(isinstance(item, (str, Mapping)) for item in value):
+        for item in value:
+            yield from _media(item, kind)
+        return
+    if not isinstance(value, Mapping):
+        return
+    for key, item in value.items():
+        words = str(key).lower().rstrip("s").split("_")
+        named = next((name for name in ("image", "audio", "video") if name in words), None)
+        if named is None and key == "data" and value.get("type") in ("base64", "s3_url"):
+            named = "image"
+        if isinstance(item, str) and (named or key == "s3_url") and _LINK.fullmatch(item):
+            yield _link(str(value.get("filename") or key), item)
+        elif named and kind in (None, named):
+            yield from _named(item, named)
+
+
+def _named(item: Any, kind: str) -> Iterator[Bundle]:
+    if isinstance(item, str):
+        bundle = _medium(item, kind)
+        if bundle:
+            yield bundle
+    elif isinstance(item, (list, Mapping)):
+        for part in item if isinstance(item, list) else [item]:
+            yield from _named(part, kind) if isinstance(part, str) else _media(part, kind)
+
+
+def _medium(text: str, kind: str) -> Bundle | None:
+    """A bundle for base64 (with or without `data:...,` before it) whose first bytes are of this kind."""
+    prefix = _DATA_URL.match(text)
+    data = "".join(text[prefix.end() if prefix else 0 :].split())
+    try:
+        head = base64.b64decode(data[:32], validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    mime = next((mime for mime, magic in _MAGIC if re.match(magic, head, re.DOTALL)), None)
+    if mime is None or not mime.startswith(kind) or re.fullmatch(r"[A-Za-z0-9+/]+={0,2}", data) is None:
+        return None
+    plain = f"{mime}, {_size(len(data) * 3 // 4)}"
+    if mime.startswith("image/"):
+        return {mime: data, "text/plain": plain}
+    tag = mime.partition("/")[0]
+    return {
+        "text/html": f'<{tag} controls style="max-width:100%" src="data:{mime};base64,{data}"></{tag}>',
+        "text/plain": plain,
+    }
+
+
+def _size(count: int) -> str:
+    return (
+        f"{count} bytes"
+        if count < 1000
+        else f"{count / 1000:.1f} kB"
+        if count < 1e6
+        else f"{count / 1e6:.1f} MB"
+    )
+
+
+def _link(name: str, address: str) -> Bundle:
+    return {"text/markdown": inert(f"{_literal(name)}: <{address}>"), "text/plain": f"{name}: {address}"}
+
+
+def _rest(value: Any) -> list[Bundle]:
+    """What stood beside the pictures, as worker-comfyui's `errors`."""
+    if not isinstance(value, Mapping):
+        return []
+    rest = {key: item for key, item in value.items() if key not in ("filename", "type")}
+    kind = value.get("type")
+    rest = {key: item for key, item in rest.items() if not list(_media({key: item, "type": kind}))}
+    return [_json(rest)] if rest else []
+
+
+# Jobs and health
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRow:
+    """One line of a table of jobs.
+
+    Args:
+        number: This notebook's number of the job.
+        endpoint: The endpoint's name.
+        job_id: The server's id.
+        status: Where it stands.
+        prompt: What was asked; its first words are shown.
+        submitted_at: Seconds since the epoch.
+        queue: Seconds in the queue.
+        run: Seconds on the worker.
+    """
+
+    number: int | None
+    endpoint: str
+    job_id: str
+    status: JobStatus
+    prompt: str
+    submitted_at: float
+    queue: float | None
+    run: float | None
+
+
+def jobs(rows: Sequence[JobRow]) -> Bundle:
+    """A table of jobs, in the order given."""
+    if not rows:
+        return _grey_line("No jobs yet.")
+    lines = [["", "endpoint", "id", "status", "prompt", "submitted", "queue", "run"]]
+    lines += [
+        [
+            "" if row.number is None else f"@{row.number}",
+            row.endpoint,
+            row.job_id,
+            str(row.status),
+            _first_words(row.prompt),
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.submitted_at)),
+            "" if row.queue is None else duration(row.queue),
+            "" if row.run is None else duration(row.run),
+        ]
+        for row in rows
+    ]
+    return {"text/html": _html_table(lines), "text/plain": _aligned(lines)}
+
+
+def _first_words(text: str, limit: int = 48) -> str:
+    line = " ".join(text[: 4 * limit].split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _html_table(lines: Sequence[Sequence[str]]) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        return (
+            "<tr>"
+            + "".join(f'<{tag} style="{_CELL}">{html.escape(cell)}</{tag}>' for cell in cells)
+            + "</tr>"
+        )
+
+    body = "".join(row(line, "td") for line in lines[1:])
+    style = "border-collapse:collapse;color:var(--jp-ui-font-color1, inherit)"
+    return f'<table style="{style}"><thead>{row(lines[0], "th")}</thead><tbody>{body}</tbody></table>'
+
+
+def job(job: Job, number: int | None = None) -> Bundle:
+    """One look at a job: a line, and what its worker said if it failed."""
+    notes = (job.id,) + ((job.progress.text,) if job.progress else ())
+    line = footer(
+        Facts(
+            endpoint=job.endpoint,
+            status=job.status,
+            number=number,
+            queue=job.delay_time,
+            run=job.execution_time,
+            notes=notes + ((f"{job.retries} retries",) if job.retries else ()),
+        )
+    )
+    if job.status == JobStatus.COMPLETED and not job.has_output:
+        line = f"{line}\n{NO_OUTPUT}"
+    if job.error is not None:
+        line = f"{line}\n{error_text(job.error)}"
+    return _lines(line, "var(--jp-ui-font-color1, inherit)")
+
+
+def _lines(text: str, color: str) -> Bundle:
+    style = f"white-space:pre-wrap;margin:0;color:{color}"
+    return {"text/html": f'<pre style="{style}">{html.escape(text)}</pre>', "text/plain": text}
+
+
+def error(error: Exception) -> Bundle:
+    """What went wrong, where nothing is raised: for a job in the background, or one that is shown again."""
+    text = f"{type(error).__name__}: {error}"
+    job: Job | None = getattr(error, "job", None)
+    if job is not None and job.error is not None and job.error.traceback:
+        text = f"{text}\n{job.error.traceback.rstrip()}"
+    return _lines(text, "var(--jp-error-color1, #c62828)")
+
+
+def error_text(error: WorkerError) -> str:
+    """A worker's failure as plain text: its message, then its traceback where it told one."""
+    text = str(error) + (f" (worker {error.worker_id})" if error.worker_id else "")
+    return f"{text}\n{error.traceback.rstrip()}" if error.traceback else text
+
+
+def health(health: Health, name: str) -> Bundle:
+    """An endpoint's counters, and what they mean for jobs that wait."""
+    lines = [[name, "counters"]]
+    for group, counts in (("jobs", health.jobs), ("workers", health.workers)):
+        told = " · ".join(f"{count} {key.replace('_', ' ')}" for key, count in counts.items())
+        lines.append([group, told or "not told"])
+    reason = wait_reason(health) if health.jobs["in_queue"] else None
+    note = f"{health.jobs['in_queue']} in the queue: {reason}" if reason else ""
+    return {
+        "text/html": _html_table(lines) + (f'<div style="{_GREY}">{html.escape(note)}</div>' if note else ""),
+        "text/plain": _aligned(lines) + (f"\n{note}" if note else ""),
+    }
+
+
+def wait_reason(health: Health) -> str | None:
+    """Why a job in the queue waits, as its workers' states suggest; None where they look able to work."""
+    workers = health.workers
+    if workers["unhealthy"]:
+        return "workers are unhealthy: they crash, and the job may wait for ever; look at the endpoint's logs"
+    if not any(workers.values()):
+        return "there is no worker at all: the endpoint starts from zero, or has no capacity"
+    if workers["throttled"] and not workers["running"]:
+        return "workers are throttled: their hosts are full"
+    if workers["initializing"]:
+        return "workers are starting (cold start)"
+    return None

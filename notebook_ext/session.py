@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import difflib
+import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,7 +29,7 @@ from notebook_ext.loop import LoopThread
 from notebook_ext.types import Job, JobStatus, StreamChunk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine
 
     from notebook_ext.client import Endpoint
     from notebook_ext.limits import Limits
@@ -76,6 +77,7 @@ class Session:
         self._limits: dict[tuple[str, str], Limits] = {}
         self._server: EmbeddedServer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._default: str | None = None
         self._closed = False
 
     # ------------------------------------------------------------------ endpoints
@@ -115,20 +117,40 @@ class Session:
         """All names that `connect` finds."""
         return sorted({DEMO, *self._connections, *self.config.endpoints})
 
-    def connections(self) -> Mapping[str, Connection]:
-        """Those of this session by name: served here, or connected without being saved."""
-        return dict(self._connections)
+    def describe(self, name: str) -> str:
+        """Where a name leads, in words."""
+        connection, saved = self._connections.get(name), self.config.endpoints.get(name)
+        if connection is not None and connection.served:
+            return f"served here, {connection.provider.base_url}/{name}"
+        if saved is not None:
+            return f"{saved.endpoint_id} at {saved.provider}, profile {saved.profile}"
+        if connection is not None:
+            return f"{connection.endpoint.id} at {connection.provider.name}, this session only"
+        return "the built-in demo, which needs no account"
 
     def default_name(self) -> str:
         """The endpoint that is meant where none is named."""
-        return self.config.default or DEMO
+        return self._default or self.config.default or DEMO
+
+    def use(self, name: str) -> None:
+        """Make an endpoint the default one: in the config where it is saved, else for this session.
+
+        Raises:
+            ConfigurationError: No such name.
+        """
+        self.connect(name)
+        self._default = name
+        if name in self.config.endpoints:
+            self.config.use(name)
 
     def forget(self, name: str) -> None:
         """Forget a name of this session; what is saved is the config's to forget."""
+        if self._default == name:
+            self._default = None
         connection = self._connections.pop(name, None)
         if connection is not None:
             if connection.served and self._server is not None:
-                self._on_loop(self._server.remove, connection.endpoint.id)
+                self.on_loop(self._server.remove, connection.endpoint.id)
             self.ask(connection.endpoint.aclose())
 
     def serve(self, name: str, handler: Any, **options: Any) -> Connection:
@@ -141,7 +163,7 @@ class Session:
                 the first one that is served; those of `server.EmbeddedServer`.
         """
         server = self._serving(options.pop("port", 0))
-        self._on_loop(lambda: server.serve(name, handler, **options))
+        self.on_loop(lambda: server.serve(name, handler, **options))
         existing = self._connections.get(name)
         if existing is not None and existing.served:
             return existing
@@ -213,14 +235,21 @@ class Session:
 
     # ------------------------------------------------------------------ jobs
 
-    def submit(self, connection: Connection, submission: Submission) -> JobHandle:
+    def submit(
+        self, connection: Connection, submission: Submission, *, profile: str | None = None
+    ) -> JobHandle:
         """Write a job down, submit it, and follow it; returns at once.
 
         Whatever goes wrong after this is told by the handle.
-        """
-        return self._on_loop(self._submit, connection, submission)
 
-    def _submit(self, connection: Connection, submission: Submission) -> JobHandle:
+        Args:
+            connection: The endpoint.
+            submission: What it is to do.
+            profile: How its output is read; None means as the connection says.
+        """
+        return self.on_loop(self._submit, connection, submission, profile or connection.profile)
+
+    def _submit(self, connection: Connection, submission: Submission, profile: str) -> JobHandle:
         now = time.time()
         job = Job(id="", endpoint=connection.endpoint.id, status=JobStatus.IN_QUEUE, seen_at=now)
         operation = "runsync" if submission.sync else "run"
@@ -231,7 +260,7 @@ class Session:
                     provider=connection.provider.name,
                     base_url=connection.provider.base_url,
                     operation=operation,
-                    profile=connection.profile,
+                    profile=profile,
                     input=submission.input,
                     options=submission.options(),
                     cell=submission.cell,
@@ -245,7 +274,7 @@ class Session:
             self,
             number=number,
             endpoint=connection.name,
-            profile=connection.profile,
+            profile=profile,
             input=submission.input,
             submitted_at=now,
             job=job,
@@ -267,7 +296,7 @@ class Session:
             JobLost: The server does not know it.
         """
         job = self.ask(connection.endpoint.status(job_id))
-        return self._on_loop(self._adopt, connection, job)
+        return self.on_loop(self._adopt, connection, job)
 
     def _adopt(self, connection: Connection, job: Job) -> JobHandle:
         entry = Entry(
@@ -346,7 +375,7 @@ class Session:
             self._saw(handle, job)
             self._start(self._keep_following(handle, connection.endpoint))
 
-        self._on_loop(begin_again)
+        self.on_loop(begin_again)
 
     # ------------------------------------------------------------------ waiting and ending
 
@@ -373,6 +402,24 @@ class Session:
             raise
         return future.result()
 
+    def on_loop(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a quick function on the loop thread, where all state changes, and return what it returns."""
+
+        async def call() -> T:
+            return function(*arguments)
+
+        return self.loop.submit(call()).result()
+
+    def warm_up(self) -> None:
+        """Import what the first request needs, and build the TLS context, in a thread of its own."""
+
+        def import_and_build() -> None:
+            from notebook_ext import transport
+
+            transport.ssl_context()
+
+        threading.Thread(target=import_and_build, name="notebook_ext warm-up", daemon=True).start()
+
     def close(self, *, cancel: bool = False, timeout: float = 1.5) -> list[Stopped]:
         """End everything: the loop's thread, its sockets, what is served.
 
@@ -398,14 +445,6 @@ class Session:
         return stopped
 
     # ------------------------------------------------------------------ on the loop
-
-    def _on_loop(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call a quick function on the loop thread, where all state changes."""
-
-        async def call() -> T:
-            return function(*arguments)
-
-        return self.loop.submit(call()).result()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -455,7 +494,7 @@ class Session:
         except asyncio.CancelledError:
             error = _closed_while(handle)
             raise
-        except Exception as bug:  # noqa: BLE001 - whatever it is, whoever waits for this job must hear of it
+        except Exception as bug:  # noqa: BLE001 - whoever waits for this job must hear of it
             error = EndpointError(f"following @{handle.number} broke: {bug!r}", job_id=handle.id)
         finally:
             reasons.cancel()
@@ -614,7 +653,7 @@ _default: Session | None = None
 
 def default_session() -> Session:
     """The process's session; the first call makes it."""
-    global _default  # noqa: PLW0603 - one session per process is the point
+    global _default  # noqa: PLW0603 - one session in a process is the point of it
     if _default is None or _default.closed:
         _default = Session()
     return _default

@@ -16,30 +16,22 @@ from __future__ import annotations
 import asyncio
 import functools
 import ipaddress
-import re
-import select
-import sys
 import threading
 import urllib.request
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING
 
-import httptools
 import httpx
+
+from notebook_ext.wire import MAX_BODY, Answer, Connection, Origin, open_connection, serialize
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 __all__ = ["Connections", "make_client", "ssl_context"]
 
 MAX_CONNECTIONS = 256
-MAX_HEAD = 64 * 1024
-MAX_BODY = 64 * 1024 * 1024
 KEEP_ALIVE = 60.0
-# Before the second that a server announces, since its clock started before ours.
-KEEP_ALIVE_MARGIN = 1.0
-# RFC 8305's delay before the next address of a host is tried beside the first.
-NEXT_ADDRESS_AFTER = 0.25
 
 _context_lock = threading.Lock()
 
@@ -68,7 +60,7 @@ def make_client(
     timeout: httpx.Timeout | float | None = 30.0,
     max_connections: int = MAX_CONNECTIONS,
 ) -> httpx.AsyncClient:
-    """A client over `Connections`, or over httpx's own transport where a proxy applies.
+    """A client over `Connections`, or over httpx's own transport where the environment sets a proxy.
 
     Args:
         base_url: Where all of its requests go.
@@ -105,33 +97,6 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-class Origin(NamedTuple):
-    """Whom a connection leads to."""
-
-    scheme: str
-    host: str
-    port: int
-
-    @classmethod
-    def of(cls, url: httpx.URL) -> Origin:
-        if url.scheme not in ("http", "https"):
-            raise httpx.UnsupportedProtocol(
-                f"{url.scheme or 'no scheme'}: only http and https are spoken here"
-            )
-        return cls(
-            url.scheme, url.raw_host.decode("ascii"), url.port or (443 if url.scheme == "https" else 80)
-        )
-
-
-class Answer(NamedTuple):
-    """One whole response."""
-
-    status_code: int
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
-    extensions: dict[str, Any]
 
 
 class Connections(httpx.AsyncBaseTransport):
@@ -185,17 +150,18 @@ class Connections(httpx.AsyncBaseTransport):
         )
 
     async def aclose(self) -> None:
-        """Close every connection; exchanges in flight fail with `ReadError`."""
+        """Close all connections; what is in flight fails with `ReadError`, what waits with `ConnectError`."""
         self._closed = True
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
-        for connection in self._open:
+        connections = list(self._open)
+        for connection in connections:
             connection.abort()
-        await asyncio.gather(*(connection.closed for connection in self._open))
+        await asyncio.gather(*(connection.closed for connection in connections))
 
     async def _exchange(self, request: httpx.Request) -> Answer:
         origin = Origin.of(request.url)
-        message = await _serialize(request)
+        message = await serialize(request)
         timeouts = request.extensions.get("timeout", {})
         await self._take_slot(timeouts.get("pool"))
         self._busy += 1
@@ -204,6 +170,8 @@ class Connections(httpx.AsyncBaseTransport):
             if connection is None:
                 connection = await self._connect(origin, timeouts.get("connect"))
             try:
+                if self._closed:
+                    raise httpx.ConnectError("the client was closed before anything was sent")
                 answer = await connection.exchange(message, timeouts.get("write"), timeouts.get("read"))
             except BaseException:  # cancellation too: what is half read is never used again
                 connection.abort()
@@ -246,7 +214,7 @@ class Connections(httpx.AsyncBaseTransport):
         loop = asyncio.get_running_loop()
         connection.idle_since = loop.time()
         connection.expires_at = connection.idle_since + min(self._keep_alive, connection.server_keeps)
-        if self._closed or not connection.is_reusable or connection.expires_at <= connection.idle_since:
+        if not connection.is_reusable or connection.expires_at <= connection.idle_since:
             connection.abort()
             return
         self._idle.setdefault(origin, {})[connection] = None
@@ -264,25 +232,15 @@ class Connections(httpx.AsyncBaseTransport):
         self._sweep_timer = loop.call_later(self._keep_alive / 2, self._sweep) if remain else None
 
     async def _connect(self, origin: Origin, timeout: float | None) -> Connection:
-        loop = asyncio.get_running_loop()
         self._make_room()
         try:
             async with asyncio.timeout(timeout):
                 context = await self._context() if origin.scheme == "https" else None
-                _, connection = await loop.create_connection(
-                    lambda: Connection(self, origin, self._max_body),
-                    origin.host,
-                    origin.port,
-                    ssl=context,
-                    happy_eyeballs_delay=NEXT_ADDRESS_AFTER,
-                )
+                return await open_connection(self, origin, context=context, max_body=self._max_body)
         except TimeoutError as error:
-            raise httpx.ConnectTimeout(
-                f"no connection to {origin.host}:{origin.port} within {timeout} s"
-            ) from error
+            raise httpx.ConnectTimeout(f"no connection to {origin.host}:{origin.port} in time") from error
         except (OSError, UnicodeError) as error:  # DNS, refused, TLS; a name that cannot be looked up
             raise httpx.ConnectError(f"no connection to {origin.host}:{origin.port}: {error}") from error
-        return connection
 
     async def _context(self) -> ssl.SSLContext:
         if self._ssl_context is None:
@@ -304,240 +262,3 @@ class Connections(httpx.AsyncBaseTransport):
         """A connection is gone, whoever closed it."""
         self._open.discard(connection)
         self._idle.get(connection.origin, {}).pop(connection, None)
-
-
-class Connection(asyncio.Protocol):
-    """One connection, which carries one exchange at a time.
-
-    Args:
-        pool: Is told when it opens and when it is lost.
-        origin: Whom it leads to.
-        max_body: Bytes of an answer as it travels, above which it is refused.
-    """
-
-    _transport: asyncio.Transport
-    _is_readable: Callable[[], bool]
-
-    def __init__(self, pool: Connections, origin: Origin, max_body: int) -> None:
-        self.origin = origin
-        self.idle_since = self.expires_at = 0.0
-        self._pool = pool
-        self._max_body = max_body
-        self._loop = asyncio.get_running_loop()
-        self.closed: asyncio.Future[None] = self._loop.create_future()
-        self._parser = httptools.HttpResponseParser(self)
-        self._keeps_alive = True
-        self._is_writing = False
-        self._answer: asyncio.Future[Answer] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    @property
-    def is_reusable(self) -> bool:
-        """Whether it can carry another exchange, as far as the event loop has heard."""
-        return self._keeps_alive and not self._transport.is_closing()
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether, at this moment, the server has neither closed it nor said anything unasked."""
-        return self.is_reusable and not self._is_readable()
-
-    def exchange(
-        self, message: bytes, write_timeout: float | None, read_timeout: float | None
-    ) -> asyncio.Future[Answer]:
-        """Send a request; the future has its answer, or the httpx exception that says what happened.
-
-        Args:
-            message: The whole request.
-            write_timeout: Seconds without progress while it is being sent.
-            read_timeout: Seconds without a byte of the answer.
-        """
-        self._answer = answer = self._loop.create_future()
-        self._whole: Answer | None = None
-        self._received = self._head_size = 0
-        self.server_keeps = float("inf")
-        self._begin_message()
-        self._write_timeout, self._read_timeout = write_timeout, read_timeout
-        self._transport.write(message)
-        self._unsent = self._transport.get_write_buffer_size()
-        self._moved_at = self._loop.time()
-        self._watch()
-        return answer
-
-    def abort(self) -> None:
-        """Close at once; an exchange in flight fails."""
-        self._fail(httpx.ReadError("the connection was closed on this side"))
-
-    def _end(self, result: Answer | httpx.TransportError) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        answer, self._answer = self._answer, None
-        if answer is None or answer.done():  # done: whoever waited was cancelled
-            return
-        if isinstance(result, Answer):
-            answer.set_result(result)
-        else:
-            answer.set_exception(result)
-
-    def _fail(self, error: httpx.TransportError) -> None:
-        self._end(error)
-        self._transport.abort()
-
-    # -------------------------------------------------------------------- called by the event loop
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        # Pausing is how asyncio tells that not everything has been handed to the system yet.
-        self._transport.set_write_buffer_limits(high=1, low=0)
-        self._is_readable = _readability(transport.get_extra_info("socket").fileno())
-        self._pool.opened(self)
-
-    def data_received(self, data: bytes) -> None:
-        if self._answer is None:  # unasked: a farewell such as 408, or garbage
-            self.abort()
-            return
-        self._moved_at = self._loop.time()
-        self._received += len(data)
-        problem = self._parse(data)
-        if self._head_size > MAX_HEAD or (not self._has_head and self._received > MAX_HEAD):
-            problem = f"its head is over {MAX_HEAD} bytes"
-        elif self._received > MAX_HEAD + self._max_body:
-            problem = f"it is over {self._max_body} bytes"
-        elif self._whole is not None:
-            self._keeps_alive = self._keeps_alive and problem is None and not self._is_writing
-            self._end(self._whole)
-            return
-        if problem is not None:
-            self._fail(httpx.RemoteProtocolError(f"the answer cannot be read: {problem}"))
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._pool.lost(self)
-        self.closed.set_result(None)
-        if self._answer is None:
-            return
-        if error is not None:
-            kind = httpx.WriteError if self._is_writing else httpx.ReadError
-            self._end(kind(f"the connection broke: {error}"))
-        elif self._has_head and not self._is_framed:  # a body that ends with the connection
-            self.on_message_complete()
-            self._end(self._whole or httpx.RemoteProtocolError("an answer without a final status"))
-        elif self._received:
-            self._end(httpx.RemoteProtocolError("the server closed in the middle of its answer"))
-        else:
-            self._end(httpx.RemoteProtocolError("the server closed without answering"))
-
-    def pause_writing(self) -> None:
-        self._is_writing = True
-
-    def resume_writing(self) -> None:
-        self._is_writing = False
-        if self._answer is not None and self._timer is not None:
-            self._timer.cancel()
-            self._unsent = 0
-            self._moved_at = self._loop.time()
-            self._watch()
-
-    # -------------------------------------------------------------------- called by the parser
-
-    def _parse(self, data: bytes) -> str | None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            return "it switches to another protocol"
-        except httptools.HttpParserError as error:
-            return str(error)
-        return None
-
-    def _begin_message(self) -> None:
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._body: list[bytes] = []
-        self._reason = b""
-        self._has_head = self._is_framed = False
-
-    def on_message_begin(self) -> None:
-        if self._whole is not None:  # a second answer to one question: keep the first
-            self._keeps_alive = False
-        self._begin_message()
-
-    def on_status(self, reason: bytes) -> None:
-        self._reason += reason
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_size += len(name) + len(value)
-        if self._has_head:  # a trailer
-            return
-        self._headers.append((name, value))
-        field = name.lower()
-        if field in (b"content-length", b"transfer-encoding"):
-            self._is_framed = True
-        elif field == b"keep-alive" and (match := _KEEP_ALIVE_TIMEOUT.search(value)):
-            self.server_keeps = int(match[1]) - KEEP_ALIVE_MARGIN
-
-    def on_headers_complete(self) -> None:
-        self._has_head = True
-
-    def on_body(self, body: bytes) -> None:
-        self._body.append(body)
-
-    def on_message_complete(self) -> None:
-        status_code = self._parser.get_status_code()
-        if self._whole is not None or status_code < 200:  # 100 Continue and its like: the answer follows
-            return
-        version = f"HTTP/{self._parser.get_http_version()}".encode("ascii")
-        self._keeps_alive = self._parser.should_keep_alive()
-        self._whole = Answer(
-            status_code,
-            self._headers,
-            b"".join(self._body),
-            {"http_version": version, "reason_phrase": self._reason},
-        )
-
-    # -------------------------------------------------------------------- the clock of an exchange
-
-    def _watch(self) -> None:
-        timeout = self._write_timeout if self._is_writing else self._read_timeout
-        self._timer = (
-            None if timeout is None else self._loop.call_at(self._moved_at + timeout, self._check, timeout)
-        )
-
-    def _check(self, timeout: float) -> None:
-        unsent = self._transport.get_write_buffer_size()
-        if unsent < self._unsent:
-            self._unsent = unsent
-            self._moved_at = self._loop.time()
-        if self._loop.time() < self._moved_at + timeout:
-            self._watch()
-        elif self._is_writing:
-            self._fail(httpx.WriteTimeout(f"the server took nothing more of the request for {timeout:g} s"))
-        else:
-            self._fail(httpx.ReadTimeout(f"nothing came from the server for {timeout:g} s"))
-
-
-_KEEP_ALIVE_TIMEOUT = re.compile(rb"timeout\s*=\s*(\d{1,6})", re.IGNORECASE)
-
-
-async def _serialize(request: httpx.Request) -> bytes:
-    body = await request.aread()
-    if request.method in ("HEAD", "CONNECT"):
-        raise httpx.UnsupportedProtocol(f"{request.method} is not spoken here")
-    if "transfer-encoding" in request.headers:  # a body whose length was not known: it is now
-        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
-    lines = [b"%b %b HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
-    lines += [b"%b: %b" % header for header in request.headers.raw]
-    head = b"\r\n".join(lines)
-    if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1 or b"\0" in head:
-        raise httpx.LocalProtocolError("a line break in a header (in a key, perhaps); nothing was sent")
-    return head + b"\r\n\r\n" + body
-
-
-if sys.platform == "win32":
-
-    def _readability(descriptor: int) -> Callable[[], bool]:
-        return lambda: bool(select.select([descriptor], [], [], 0)[0])
-
-else:
-
-    def _readability(descriptor: int) -> Callable[[], bool]:
-        """A cheap question: does this socket have something to read, or its end?"""
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        return lambda: bool(poll.poll(0))

@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -152,7 +153,7 @@ ok = answering(WHOLE)
         ),
         (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + WHOLE, 200, b"ok"),
         (b"HTTP/1.1 204 No Content\r\n\r\n", 204, b""),
-        (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 99\r\n\r\n", 304, b""),
+        (b"HTTP/1.1 304 Not Modified\r\n\r\n", 304, b""),
         (b"HTTP/1.1 502 \r\nContent-Length: 5\r\n\r\n<html", 502, b"<html"),
     ],
     ids=["length", "chunked", "trailers", "1xx", "204", "304", "no reason"],
@@ -340,6 +341,30 @@ def test_a_host_that_does_not_accept_is_a_connect_timeout() -> None:
     asyncio.run(main())
 
 
+def test_the_next_address_is_tried_beside_a_dead_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name with three addresses: one refuses, one is silent, one answers."""
+
+    async def main() -> None:
+        with socket.socket() as full, socket.socket() as filler, socket.socket() as second:
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            for sock in (filler, second):
+                sock.setblocking(False)
+                sock.connect_ex(full.getsockname())
+            async with serving(ok) as server, httpx.AsyncClient(transport=Connections(), timeout=5) as http:
+                real = httpx.URL(server.url).port
+                ports = [closed_port(), full.getsockname()[1], real]
+                found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port)) for port in ports]
+
+                async def look_up(*args: object, **kwargs: object) -> list[tuple[object, ...]]:
+                    return found
+
+                monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
+                assert (await http.get("http://three-addresses.test/")).content == b"ok"
+
+    asyncio.run(main())
+
+
 def test_waiting_for_a_connection_times_out() -> None:
     asked = asyncio.Event()
 
@@ -463,6 +488,20 @@ def test_a_server_that_does_not_read_is_a_write_timeout() -> None:
     asyncio.run(main())
 
 
+def test_silence_after_a_long_request_is_a_read_timeout_where_writing_has_none() -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.gone()
+
+    async def main() -> None:
+        async with serving(handler) as server, client(server) as http:
+            with pytest.raises(httpx.ReadTimeout):
+                await http.post("/run", content=BIG, timeout=httpx.Timeout(None, read=0.1))
+            assert len(server.requests) == 1
+
+    asyncio.run(main())
+
+
 def test_a_server_that_goes_while_it_is_written_to_is_a_write_error() -> None:
     async def handler(peer: Peer) -> None:
         await peer.reader.readexactly(1000)
@@ -483,12 +522,12 @@ def test_a_slow_reader_is_no_timeout_and_the_read_clock_starts_after_it() -> Non
         left = len(BIG)
         while left:
             left -= len(await peer.reader.read(1 << 20))
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.01)
         await peer.say(WHOLE)
 
     async def main() -> None:
         async with serving(handler) as server, client(server) as http:
-            response = await http.post("/run", content=BIG, timeout=httpx.Timeout(5, write=1, read=1))
+            response = await http.post("/run", content=BIG, timeout=httpx.Timeout(5, write=0.2, read=1))
             assert response.content == b"ok"
 
     asyncio.run(main())
@@ -655,6 +694,17 @@ def test_idle_connections_expire() -> None:
     asyncio.run(main())
 
 
+def test_an_expired_connection_is_not_used_even_before_it_is_swept() -> None:
+    async def main() -> None:
+        async with serving(ok) as server, client(server, keep_alive=0.02) as http:
+            await http.get("/")
+            time.sleep(0.05)  # blocks the event loop on purpose
+            await http.get("/")
+            assert server.connections == 2
+
+    asyncio.run(main())
+
+
 def test_something_said_unasked_ends_the_connection() -> None:
     said = asyncio.Event()
 
@@ -677,7 +727,7 @@ def test_something_said_unasked_ends_the_connection() -> None:
 
 
 def test_a_cancelled_request_closes_its_connection_and_the_next_gets_its_own_answer() -> None:
-    asked = asyncio.Event()
+    asked, gone = asyncio.Event(), asyncio.Event()
 
     async def handler(peer: Peer) -> None:
         head, _ = await peer.request()
@@ -685,6 +735,7 @@ def test_a_cancelled_request_closes_its_connection_and_the_next_gets_its_own_ans
             await peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nsl")
             asked.set()
             await peer.gone()
+            gone.set()
         else:
             await peer.say(WHOLE)
             await peer.gone()
@@ -696,6 +747,8 @@ def test_a_cancelled_request_closes_its_connection_and_the_next_gets_its_own_ans
             slow.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await slow
+            async with asyncio.timeout(5):
+                await gone.wait()
             assert (await http.get("/fast")).content == b"ok"
             assert server.connections == 2
 
@@ -782,6 +835,28 @@ def test_closing_ends_what_is_in_flight_and_leaks_nothing(recwarn: pytest.Warnin
     assert not [warning for warning in recwarn if issubclass(warning.category, ResourceWarning)]
 
 
+def test_what_still_waits_when_it_is_closed_is_not_sent() -> None:
+    asked = asyncio.Event()
+
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        asked.set()
+        await peer.gone()
+
+    async def main() -> None:
+        async with serving(handler) as server:
+            http = httpx.AsyncClient(base_url=server.url, transport=Connections(max_connections=1), timeout=5)
+            tasks = [asyncio.create_task(http.post("/run")) for _ in range(2)]
+            await asked.wait()
+            await http.aclose()
+            held, waiting = await asyncio.gather(*tasks, return_exceptions=True)
+            assert isinstance(held, httpx.ReadError)
+            assert isinstance(waiting, httpx.ConnectError)
+            assert len(server.requests) == 1
+
+    asyncio.run(main())
+
+
 def test_a_second_loop_is_refused() -> None:
     pool = Connections()
 
@@ -865,12 +940,16 @@ def test_https_tells_the_same_truths(data: bytes, certificate: Path, server_tls:
 def test_an_untrusted_certificate_and_a_server_without_tls_are_connect_errors(
     server_tls: ssl.SSLContext,
 ) -> None:
+    async def without_tls(peer: Peer) -> None:
+        await peer.reader.read(100)
+        await peer.say(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
     async def main() -> None:
         async with serving(ok, server_tls) as server, client(server) as http:
             with pytest.raises(httpx.ConnectError, match="certificate"):
                 await http.post("/run", json={})
             assert server.requests == []
-        async with serving(answering_once(b"")) as server, client(server) as http:
+        async with serving(without_tls) as server, client(server) as http:
             with pytest.raises(httpx.ConnectError):
                 await http.post(server.url.replace("http:", "https:"), json={})
 

@@ -5,23 +5,27 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive
 
 from notebook_ext.errors import InputError
 from notebook_ext.protocol import JobRequest, Operation, chunks_to_json, health_to_json
 from notebook_ext.server.gate import json_response, read_json
 from notebook_ext.server.outbound import check_url
-from notebook_ext.server.queue import JobRecord, Queue
 from notebook_ext.types import StreamChunk
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from starlette.requests import Request
+    from starlette.types import Receive
+
+    from notebook_ext.server.queue import JobRecord, Queue
 
 __all__ = ["build_app"]
 
@@ -53,7 +57,9 @@ def build_app(queues: Mapping[str, Queue]) -> Starlette:
 
 async def _http_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return json_response({"error": error.detail}, error.status_code, error.headers)
+    # Starlette's own routing says only the status's phrase.
+    detail = "there is no such route" if error.detail == "Not Found" else error.detail
+    return json_response({"error": detail}, error.status_code, error.headers)
 
 
 async def _bug(_request: Request, _error: Exception) -> Response:
@@ -113,9 +119,10 @@ class _Door:
         if rule.drains:  # late, but not with chunks in hand that a client who leaves would lose
             await asyncio.sleep(queue.dials.latency)
             return await rule.function(call)
-        response = await rule.function(call)
-        await asyncio.sleep(queue.dials.latency)
-        return response
+        try:
+            return await rule.function(call)
+        finally:
+            await asyncio.sleep(queue.dials.latency)
 
     def _limit_rate(self, queue: Queue) -> None:
         limit = queue.dials.rate_limit

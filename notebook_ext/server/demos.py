@@ -10,14 +10,17 @@ import hashlib
 import math
 import struct
 import zlib
-from collections.abc import AsyncGenerator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from notebook_ext.errors import ConfigurationError
 from notebook_ext.server.handlers import progress_update
 from notebook_ext.server.outbound import Upstream, stream_chat
-from notebook_ext.server.queue import Handler
 from notebook_ext.server.salad import write_salad
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from notebook_ext.server.queue import Handler
 
 __all__ = ["BUILT_IN", "built_in"]
 
@@ -31,13 +34,12 @@ def built_in(name: str, upstream: Upstream | None = None) -> Handler:
     Raises:
         ConfigurationError: There is none of that name, or `openai` was given no upstream.
     """
-    handler = BUILT_IN.get(name)
-    if handler is None:
-        close = difflib.get_close_matches(name, BUILT_IN, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(BUILT_IN))}."
-        raise ConfigurationError(f"there is no built-in handler {name!r}; {hint}")
+    if name in _FREE_STANDING:
+        return _FREE_STANDING[name]
     if name != "openai":
-        return handler
+        close = difflib.get_close_matches(name, BUILT_IN, 1, cutoff=0.7)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(BUILT_IN)}."
+        raise ConfigurationError(f"there is no built-in handler {name!r}; {hint}")
     if upstream is None:
         raise ConfigurationError("the handler 'openai' needs the URL of an OpenAI-compatible server")
     return functools.partial(openai, upstream=upstream)
@@ -178,11 +180,12 @@ def _number(settings: dict[str, Any], name: str, default: float, low: float, hig
     return value
 
 
-BUILT_IN: dict[str, Any] = {
+_FREE_STANDING: dict[str, Handler] = {
     "chat": chat,
     "echo": echo,
     "fail": fail,
     "image": image,
-    "openai": openai,
     "sleep": sleep,
 }
+BUILT_IN = tuple(sorted([*_FREE_STANDING, "openai"]))
+"""The names of the built-in handlers."""

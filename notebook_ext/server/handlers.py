@@ -13,10 +13,9 @@ import functools
 import inspect
 import threading
 import traceback
-from collections.abc import AsyncGenerator, Generator
 from concurrent.futures import Future
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from notebook_ext.protocol import worker_error_to_json
 from notebook_ext.server.prints import current_log
@@ -31,6 +30,9 @@ from notebook_ext.server.queue import (
     as_json,
 )
 from notebook_ext.types import WorkerError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Generator
 
 __all__ = ["Reporter", "call", "call_async", "is_async", "progress_update"]
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
 from contextvars import Context
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
 
 from notebook_ext.errors import ConfigurationError, EndpointError, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
 __all__ = ["Upstream", "Webhooks", "check_url", "stream_chat"]
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import sys
 from contextvars import ContextVar
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from notebook_ext.server.queue import JobLog
+if TYPE_CHECKING:
+    from notebook_ext.server.queue import JobLog
 
 __all__ = ["current_log", "divert", "restore"]
 
@@ -21,12 +22,16 @@ _holders: set[object] = set()
 
 
 class _Diverted:
-    """A text stream that lets jobs' prints out on the way, and is its target in all else."""
+    """A text stream that lets jobs' prints out on the way, and is its target in all else.
+
+    What is set on it stays on it: IPython replaces `sys.stdout.write` while a cell runs, and set on
+    the target that would call itself.
+    """
 
     _target: TextIO
 
     def __init__(self, target: TextIO) -> None:
-        object.__setattr__(self, "_target", target)
+        self._target = target
 
     def write(self, text: str) -> int:
         log = current_log.get()
@@ -44,9 +49,6 @@ class _Diverted:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._target, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._target, name, value)
 
     def __repr__(self) -> str:
         return f"<{self._target!r}, without the prints of jobs>"

@@ -112,7 +112,11 @@ class JobLog:
             self._pieces.append(text)
             self._size += len(text)
             while self._size > self._limit:
-                self._size -= len(self._pieces.popleft())
+                oldest = self._pieces.popleft()
+                kept = oldest[self._size - self._limit :]
+                self._size -= len(oldest) - len(kept)
+                if kept:
+                    self._pieces.appendleft(kept)
 
     @property
     def text(self) -> str:
@@ -363,11 +367,15 @@ class Queue:
 
     # ------------------------------------------------------------------ for workers
 
-    async def work_waiting(self) -> None:
-        """Wait until there is a job to take."""
+    async def work_waiting(self, *, cold: bool = False) -> None:
+        """Wait until there is a job to take.
+
+        Args:
+            cold: The worker still has to start, so those that have are called first.
+        """
         while not self._pending:
             waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
+            (self._waiters.append if cold else self._waiters.appendleft)(waiter)
             try:
                 await waiter
             except asyncio.CancelledError:

@@ -12,20 +12,28 @@ import inspect
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["write_salad"]
 
 HEADER = "*A demo: word salad from the standard library's documentation, no model.*\n\n"
 
 # Prose-rich, quick to import, free of side effects, and there in every supported Python.
+# fmt: off
 _SOURCES = (
-    "argparse ast asyncio.queues asyncio.streams asyncio.tasks bisect calendar codecs collections configparser "
-    "contextlib copy csv dataclasses datetime difflib enum fractions functools heapq inspect io ipaddress json "
-    "logging operator os pathlib pickle random re shutil socket statistics string subprocess tempfile textwrap "
-    "threading tokenize traceback types typing urllib.parse uuid warnings weakref zipfile"
-).split()
+    "argparse", "ast", "asyncio.queues", "asyncio.streams", "asyncio.tasks", "bisect", "calendar",
+    "codecs", "collections", "configparser", "contextlib", "copy", "csv", "dataclasses", "datetime",
+    "difflib", "enum", "fractions", "functools", "heapq", "inspect", "io", "ipaddress", "json",
+    "logging", "operator", "os", "pathlib", "pickle", "random", "re", "shutil", "socket",
+    "statistics", "string", "subprocess", "tempfile", "textwrap", "threading", "tokenize",
+    "traceback", "types", "urllib.parse", "uuid", "warnings", "weakref", "zipfile",
+)
+# fmt: on
 
+_NO_DOCUMENTATION = "This Python was started without its documentation, so there is nothing to mix."
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]*[.,;:!?]?\Z")
 _ENDS = (".", "!", "?")
 _PARAGRAPH = 35
@@ -119,7 +127,7 @@ def _sentences() -> Iterator[list[str]]:
                 found += 1
                 yield words
     if not found:  # python -OO strips all docstrings
-        yield "This Python was started without its documentation, so there is nothing to mix.".split()
+        yield _NO_DOCUMENTATION.split()
 
 
 def _docstrings() -> Iterator[str]:
@@ -127,7 +135,7 @@ def _docstrings() -> Iterator[str]:
     for source in _SOURCES:
         module = importlib.import_module(source)
         holders = [module, *(vars(module)[name] for name in sorted(vars(module)) if not name.startswith("_"))]
-        for holder in holders:
+        for holder in filter(_has_docs_of_its_own, holders):
             members = [holder]
             if inspect.isclass(holder):
                 members += [vars(holder)[name] for name in sorted(vars(holder)) if not name.startswith("__")]
@@ -136,6 +144,10 @@ def _docstrings() -> Iterator[str]:
                 if isinstance(text, str) and text not in seen:
                     seen.add(text)
                     yield inspect.cleandoc(text)
+
+
+def _has_docs_of_its_own(holder: object) -> bool:
+    return inspect.ismodule(holder) or inspect.isclass(holder) or inspect.isroutine(holder)
 
 
 @functools.cache

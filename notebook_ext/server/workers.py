@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
 from contextvars import Context
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from notebook_ext.server import prints
 from notebook_ext.server.handlers import Reporter, call, call_async, is_async
 from notebook_ext.server.queue import Attempt, Outcome, Queue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Pool"]
 
@@ -130,7 +132,7 @@ class _Worker:
         try:
             while not self._retiring:
                 self._show_rest()
-                await self._queue.work_waiting()
+                await self._queue.work_waiting(cold=self._cold)
                 await self._get_ready()
                 self._attempt = self._queue.take(self._id)
                 if self._attempt is not None:

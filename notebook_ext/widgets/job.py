@@ -45,10 +45,19 @@ _WORDS = {
     JobStatus.IN_PROGRESS: "running",
     JobStatus.TIMED_OUT: "timed out",
 }
-_TEXT = (
-    "font: 12px/28px var(--jp-ui-font-family, system-ui, sans-serif);"
-    "color: var(--jp-ui-font-color1, inherit); font-variant-numeric: tabular-nums;"
-)
+# Numbers are given room for `59.9 s`, words for the longest one: nothing moves while they change.
+_STYLE = """<style>
+.nbx-strip { min-height: 28px; font: 12px/28px var(--jp-ui-font-family, system-ui, sans-serif);
+  color: var(--jp-ui-font-color1, inherit); font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
+.nbx-strip span { display: inline-block; white-space: nowrap }
+.nbx-strip .nbx-text { display: inline; white-space: normal }
+.nbx-strip .nbx-number { min-width: 3.6em; text-align: right }
+.nbx-strip b { display: inline-block; min-width: 5.5em; font-weight: 600 }
+.nbx-strip i { display: inline-block; width: 8px; height: 8px; margin-right: 7px; border-radius: 50%;
+  border: 1px solid currentcolor; background: currentcolor }
+.nbx-strip progress { width: 9em; max-width: 100%; vertical-align: middle;
+  accent-color: var(--jp-brand-color1, #1976d2) }
+</style>"""
 _DEAF = "While another cell is busy, this kernel hears a click only when that cell has ended."
 
 
@@ -106,7 +115,8 @@ class JobStrip:
         self._tooltip = f"Cancel this job of {name} on its endpoint, and wait until that is confirmed."
         if clicks_heard_while_busy is False:
             self._tooltip += f" {_DEAF}"
-        self._status: tuple[JobStatus, bool] | None = None
+        self._asked = False  # from the click until the view has told what came of it
+        self._shown = StripView(JobStatus.IN_QUEUE)
         self._updated_at = float("-inf")
         self._is_closed = False
         fixed = "0 0 auto"
@@ -125,7 +135,7 @@ class JobStrip:
                 flex_flow="row wrap", align_items="center", grid_gap="2px 10px", overflow="hidden"
             ),
         )
-        self.update(StripView(JobStatus.IN_QUEUE))
+        self._show(self._shown)
 
     @property
     def buttons(self) -> tuple[Any, ...]:
@@ -134,15 +144,25 @@ class JobStrip:
 
     def update(self, view: StripView) -> None:
         """Show another moment; a mere change of numbers at most twice a second."""
-        status = (view.status, view.is_cancelling)
-        now = self._clock()
-        if self._is_closed or (status == self._status and now - self._updated_at < SECONDS_BETWEEN_UPDATES):
+        now, before = self._clock(), self._shown
+        changed = (view.status, view.is_cancelling) != (before.status, before.is_cancelling)
+        if self._is_closed or not (changed or now - self._updated_at >= SECONDS_BETWEEN_UPDATES):
             return
-        if status != self._status:
-            self._badge.value = _badge(self._name, view)
-            self._show_cancel(view)
+        if before.is_cancelling and not view.is_cancelling:
+            self._asked = False
+        self._show(view)
+        self._updated_at = now
+
+    def _show(self, view: StripView) -> None:
+        is_cancelling = (view.is_cancelling or self._asked) and not view.status.is_final
+        self._shown = view
+        self._badge.value = _badge(self._name, view.status, is_cancelling=is_cancelling)
         self._line.value = _line(view)
-        self._status, self._updated_at = status, now
+        self._cancel.disabled = is_cancelling or view.status.is_final
+        if is_cancelling:
+            self._cancel.description = "Cancelling…"
+        else:
+            self._cancel.description = "Cancelled" if view.status is JobStatus.CANCELLED else "Cancel"
 
     def close(self) -> None:
         """Remove every widget model that was made; a second call does nothing."""
@@ -159,70 +179,46 @@ class JobStrip:
     def _on_cancel(self, _: Any) -> None:
         if self._cancel.disabled:  # the second half of a double click
             return
-        self._cancel.disabled, self._cancel.description = True, "Cancelling…"
+        self._asked = True
+        self._show(self._shown)
         self._handle.cancel_soon()
 
-    def _show_cancel(self, view: StripView) -> None:
-        if view.is_cancelling:
-            label = "Cancelling…"
-        elif view.status is JobStatus.CANCELLED:
-            label = "Cancelled"
-        else:
-            label = "Cancel"
-        self._cancel.description = label
-        self._cancel.disabled = view.is_cancelling or view.status.is_final
 
-
-def _badge(name: str, view: StripView) -> str:
-    colour = _COLOURS[_TONES.get(view.status, _WAITING)]
-    word = "cancelling" if view.is_cancelling else _WORDS.get(view.status, str(view.status).lower())
+def _badge(name: str, status: JobStatus, *, is_cancelling: bool) -> str:
+    colour = _COLOURS[_TONES.get(status, _WAITING)]
+    word = "cancelling" if is_cancelling else _WORDS.get(status, str(status).lower())
     return (
-        f'<span role="status" style="{_TEXT} white-space: nowrap">'
-        f'<span aria-hidden="true" style="display: inline-block; width: 8px; height: 8px; margin-right: 6px;'
-        f' border-radius: 50%; background: {colour}; border: 1px solid {colour}"></span>'
-        f"{html.escape(name)} "
-        f'<b style="display: inline-block; min-width: 5.5em; font-weight: 600; color: {colour}">'
-        f"{html.escape(word)}</b></span>"
+        f'{_STYLE}<div class="nbx-strip" role="status"><span>'
+        f'<i aria-hidden="true" style="color: {colour}"></i>{html.escape(name)} '
+        f'<b style="color: {colour}">{html.escape(word)}</b></span></div>'
     )
 
 
 def _line(view: StripView) -> str:
-    parts = [_time("queue", view.queue)]
-    if view.run is not None:
-        parts.append(_time("run", view.run))
-    if view.first_token is not None:
-        parts.append(_time("first token", view.first_token))
-    parts += [_words(text) for text in (view.rate, view.reason) if text]
+    parts = [
+        _time(label, seconds)
+        for label, seconds in (("queue", view.queue), ("run", view.run), ("first token", view.first_token))
+        if seconds is not None
+    ]
+    parts += [_text(text) for text in (view.rate, view.reason) if text]
     if view.progress is not None:
         parts.append(_progress(view.progress))
-    joined = ' <span aria-hidden="true">·</span> '.join(part for part in parts if part)
-    return f'<div style="{_TEXT} min-height: 28px; overflow-wrap: anywhere">{joined}</div>'
+    return f'<div class="nbx-strip">{" · ".join(parts)}</div>'
 
 
-def _time(label: str, seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    number = html.escape(render.duration(seconds))
-    # As wide as `59.9 s`: the rest of the line stays where it is while this counts.
-    return (
-        f'<span style="white-space: nowrap">{label} '
-        f'<span style="display: inline-block; min-width: 3.6em; text-align: right">{number}</span></span>'
-    )
+def _time(label: str, seconds: float) -> str:
+    return f'<span>{label} <span class="nbx-number">{html.escape(render.duration(seconds))}</span></span>'
 
 
-def _words(text: str) -> str:
-    return f"<span>{html.escape(text)}</span>"
+def _text(text: str) -> str:
+    return f'<span class="nbx-text">{html.escape(text)}</span>'
 
 
 def _progress(progress: Progress) -> str:
-    text = html.escape(progress.text, quote=True)
     if progress.fraction is None:
-        return f"<span>{text}</span>"
+        return _text(progress.text)
     percent = round(100 * progress.fraction)
     return (
-        f'<progress max="100" value="{percent}" aria-label="progress" title="{text}"'
-        f' style="width: 9em; max-width: 100%; vertical-align: middle;'
-        f' accent-color: {_COLOURS[_RUNNING]}"></progress>'
-        f' <span style="display: inline-block; min-width: 3em; text-align: right">{percent} %</span>'
-        f" <span>{text}</span>"
+        f'<progress max="100" value="{percent}" aria-label="progress"></progress>'
+        f' <span class="nbx-number">{percent} %</span> {_text(progress.text)}'
     )

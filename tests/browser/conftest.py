@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
+import playwright.sync_api
 import pytest
-from playwright.sync_api import Browser
 
 from browser.lab import Lab, Server, browser
+
+# What is open now, for the report of a test that failed.
+labs: dict[str, Lab] = {}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -17,10 +22,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.browser)
 
 
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
-    with browser() as chromium:
-        yield chromium
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Keep what the pages showed when a test failed."""
+    report = yield
+    if report.failed:
+        for name, lab in labs.items():
+            report.sections.append((f"Page of {name}", "\n".join([lab.page.url, *lab.errors])))
+            with contextlib.suppress(playwright.sync_api.Error):  # a page that hangs cannot be painted either
+                lab.screenshot(f"failed-{item.name}-{name}", timeout=5)
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -30,32 +41,36 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def lab(server: Server, chromium: Browser) -> Iterator[Lab]:
+def open_lab(server: Server) -> Iterator[Callable[[str, str], Lab]]:
+    with browser() as chromium:
+
+        def open_lab(app: str, kernel: str) -> Lab:
+            name = f"{app}-{kernel}"
+            if name not in labs:
+                labs[name] = Lab(server, chromium, app, kernel)
+            return labs[name]
+
+        yield open_lab
+        while labs:
+            labs.popitem()[1].close()
+
+
+@pytest.fixture(scope="session")
+def lab(open_lab: Callable[[str, str], Lab]) -> Lab:
     """JupyterLab, with a kernel of the environment that runs the tests."""
-    lab = Lab(server, chromium)
-    yield lab
-    lab.close()
+    return open_lab("lab", "main")
 
 
 @pytest.fixture(scope="session")
-def notebook7(server: Server, chromium: Browser) -> Iterator[Lab]:
+def notebook7(open_lab: Callable[[str, str], Lab]) -> Lab:
     """Notebook 7, with the same kernel."""
-    lab = Lab(server, chromium, app="notebook")
-    yield lab
-    lab.close()
+    return open_lab("notebook", "main")
 
 
 @pytest.fixture(scope="session")
-def lab_on(server: Server, chromium: Browser, environments: dict[str, Path]) -> Iterator[Callable[[str], Lab]]:
+def lab_on(
+    server: Server, open_lab: Callable[[str, str], Lab], environments: dict[str, Path]
+) -> Callable[[str], Lab]:
     """JupyterLab with a kernel of another ipykernel version: `lab_on("6.29.5")`."""
     server.kernels.update(environments)
-    labs: dict[str, Lab] = {}
-
-    def open_lab(version: str) -> Lab:
-        if version not in labs:
-            labs[version] = Lab(server, chromium, kernel=version)
-        return labs[version]
-
-    yield open_lab
-    for lab in labs.values():
-        lab.close()
+    return lambda version: open_lab("lab", version)

@@ -51,8 +51,8 @@ window.lab = {
   kernel: () => lab.panel().sessionContext.session?.kernel,
   output: i => lab.cells()[i].node.querySelector('.jp-Cell-outputWrapper'),
   text: i => lab.output(i)?.innerText.trim() ?? '',
-  ready: () => window.jupyterapp?.shell?.currentWidget?.content?.widgets?.length > 0
-    && lab.panel().context.isReady,
+  ready: path => window.jupyterapp?.shell?.currentWidget?.context?.path === path
+    && lab.panel().context.isReady && lab.cells().length > 0,
   pending: new Set(),             // a cell is marked as waiting only some time after it was asked to run
   idle: () => lab.pending.size === 0 && lab.kernel()?.status === 'idle'
     && lab.kernel().connectionStatus === 'connected'
@@ -62,7 +62,7 @@ window.lab = {
     pending.add(ended);
     ended.finally(() => pending.delete(ended));
   },
-  async replace(path) {           // a new notebook in the same page, which loads in seconds
+  async replace(path) {           // a new notebook in the same page, which takes seconds to load
     const old = lab.panel();
     lab.pending = new Set();
     await window.jupyterapp.commands.execute('docmanager:open', {path, factory: 'Notebook'});
@@ -314,18 +314,18 @@ class Lab:
         self.live = False
 
     def reload(self) -> None:
-        """Reload the page, while the kernel goes on."""
-        self.page.reload(wait_until="load")
-        self._wait_opened()
+        """Load the page and the saved file again, while the kernel goes on."""
+        self._load()
         self.wait("() => lab.kernel()?.connectionStatus === 'connected'")
 
     def _load(self) -> None:
-        where = "lab/tree" if self.app == "lab" else "notebooks"
-        self.page.goto(f"{self.server.url}/{where}/{self.name}?token={self.server.token}&reset", wait_until="load")
+        # In a workspace of its own: JupyterLab opens again what was open in a known one.
+        where = f"lab/workspaces/{uuid.uuid4().hex}/tree" if self.app == "lab" else "notebooks"
+        self.page.goto(f"{self.server.url}/{where}/{self.name}?token={self.server.token}")
         self._wait_opened()
 
     def _wait_opened(self) -> None:
-        self.wait("() => window.lab.ready()", timeout=60)
+        self.wait("path => window.lab.ready(path)", self.name, timeout=60)
         self.errors.clear()
         self.watch_traffic()
 
@@ -414,11 +414,11 @@ class Lab:
         self.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", THEMES[theme])
         self.wait(f"() => document.body.dataset.jpThemeLight === '{str(theme == 'light').lower()}'")
 
-    def screenshot(self, name: str, cell: int | None = None) -> Path:
+    def screenshot(self, name: str, cell: int | None = None, timeout: float = 30) -> Path:
         """Save a picture of the page, or of one cell."""
         file = SHOTS / f"{name}.png"
         what = self.page if cell is None else self._cell(cell)
-        what.screenshot(path=file)
+        what.screenshot(path=file, timeout=timeout * 1000)
         return file
 
     # Saving

@@ -1,0 +1,197 @@
+"""Jobs in cells: each is drawn where it was started, waited for, and stopped when the cell is."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from typing import TYPE_CHECKING, Any
+
+from notebook_ext import profiles, render
+from notebook_ext.display import job_display
+from notebook_ext.errors import EndpointError, WaitTimeout
+from notebook_ext.view import JobView, facts, final_bundles
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from notebook_ext.handle import JobHandle, Stopped
+    from notebook_ext.kernel import FrontEnd
+    from notebook_ext.session import Session
+
+__all__ = ["JobCells"]
+
+Finished = concurrent.futures.Future[None]
+
+
+class JobCells:
+    """Shows the jobs of a session in a front end, and waits for them there.
+
+    Args:
+        session: Whose jobs they are.
+        front_end: Where they are shown.
+    """
+
+    def __init__(self, session: Session, front_end: FrontEnd) -> None:
+        self._session = session
+        self._front_end = front_end
+
+    # ------------------------------------------------------------------ show
+
+    def show(
+        self,
+        handle: JobHandle,
+        *,
+        output_format: str = "auto",
+        owns_cell: bool = False,
+        is_background: bool = False,
+        is_quiet: bool = False,
+    ) -> JobView:
+        """Draw a job in the present cell, from its beginning, until it has ended.
+
+        Args:
+            handle: The job.
+            output_format: As `-f`.
+            owns_cell: Whether the cell holds nothing else, so that it may be cleared at the end.
+            is_background: Whether nobody will wait for it.
+            is_quiet: Whether only errors are shown.
+        """
+        front_end = self._front_end
+        cell: Any = front_end.cell()
+        is_live = not front_end.is_headless
+        strip = None
+        if front_end.is_voila and front_end.has_widgets:
+            from notebook_ext.widgets.output import WidgetCell
+
+            cell = WidgetCell(cell)
+        if is_live and front_end.has_widgets and not is_quiet:
+            from notebook_ext.widgets.job import JobStrip  # brings ipywidgets; the request is on its way
+
+            strip = JobStrip(
+                f"@{handle.number} {handle.endpoint}",
+                handle,
+                clicks_heard_while_busy=front_end.clicks_heard_while_busy,
+            )
+            front_end.let_through(strip.buttons)
+        view = JobView(
+            handle,
+            profiles.get(handle.profile).decoder(),
+            job_display(cell, self._session.loop.loop, strip=strip, owns_cell=owns_cell, is_live=is_live),
+            strip=strip,
+            output_format=output_format,
+            is_background=is_background and is_live,
+            is_quiet=is_quiet or (front_end.is_terminal and is_background),
+        )
+        self._session.on_loop(view.start)
+        return view
+
+    def show_end(self, handle: JobHandle, output_format: str = "auto") -> None:
+        """A job as it is now, static, in whatever cell asks for it."""
+        cell = self._front_end.cell()
+        final = self.final(handle)
+        if handle.done and handle.error is None:
+            for bundle in final_bundles(handle, final, output_format):
+                cell.show(bundle)
+        if handle.error is not None:
+            cell.show(render.error(handle.error))
+        cell.show(render.footer_bundle(facts(handle, final)))
+
+    def final(self, handle: JobHandle) -> profiles.Final:
+        """What a job has come to so far, read as its profile reads it."""
+        decoder = profiles.get(handle.profile).decoder()
+        for chunk in handle.streamed():
+            decoder.feed(chunk)
+        return decoder.finish(handle.job.output if handle.done else None)
+
+    # ------------------------------------------------------------------ wait
+
+    def wait(self, view: JobView, *, timeout: float | None, cancels: bool) -> None:
+        """Wait until a job has ended and its end is shown.
+
+        Args:
+            view: The job's view.
+            timeout: Seconds to wait; None waits for as long as it takes.
+            cancels: Whether the stop button and the timeout stop the remote job.
+
+        Raises:
+            JobError: It ended badly.
+            WaitTimeout: It did not end in time.
+            KeyboardInterrupt: The stop button; its text says what became of the job.
+        """
+        self._wait([view.handle], [view.finished], timeout=timeout, cancels=cancels)
+        if view.handle.error is not None:
+            raise view.handle.error
+
+    def wait_for_all(self, handles: Sequence[JobHandle], *, timeout: float | None, cancels: bool) -> None:
+        """Wait until jobs have ended, however they ended; errors as in `wait`."""
+        self._wait(handles, [], timeout=timeout, cancels=cancels)
+
+    def leave(self, view: JobView, *, timeout: float | None, cancels: bool) -> None:
+        """Let a `--bg` job go on without its cell, except where its later output would be lost.
+
+        In a headless run it is waited for at the end of its own cell.
+        """
+        if self._front_end.is_headless:
+            self._front_end.at_end_of_cell(lambda: self._waited(view, timeout, cancels))
+        elif timeout is not None:
+            threading.Thread(
+                target=self._stop_after,
+                args=(view, timeout, cancels),
+                name="notebook_ext timeout",
+                daemon=True,
+            ).start()
+
+    def stop(self, handles: Sequence[JobHandle]) -> list[Stopped]:
+        """Stop remote jobs together, and wait until each is confirmed or given up."""
+        stopping = [self._session.stop(handle) for handle in handles]
+        self._front_end.wait(lambda: all(future.done() for future in stopping))
+        return [future.result() for future in stopping]
+
+    def _wait(
+        self,
+        handles: Sequence[JobHandle],
+        finished: Sequence[Finished],
+        *,
+        timeout: float | None,
+        cancels: bool,
+    ) -> None:
+        def over() -> bool:
+            return all(handle.done for handle in handles) and all(future.done() for future in finished)
+
+        try:
+            done = self._front_end.wait(finished[0] if finished else over, timeout)
+        except KeyboardInterrupt:
+            fate = self._stop_or_detach(handles, finished, cancels=cancels)
+            interrupt = KeyboardInterrupt(fate)
+            # IPython asks an exception how it wants to be drawn; a traceback of ours helps nobody
+            interrupt._render_traceback_ = lambda: [f"KeyboardInterrupt: {fate}"]  # type: ignore[attr-defined]
+            raise interrupt from None
+        if not done:
+            fate = self._stop_or_detach(handles, finished, cancels=cancels)
+            raise WaitTimeout(
+                f"not ended within --timeout {timeout:g} s: {fate}", job_id=handles[0].id or None
+            )
+
+    def _stop_or_detach(
+        self, handles: Sequence[JobHandle], finished: Sequence[Finished], *, cancels: bool
+    ) -> str:
+        """What the stop button and a timeout do; returns what became of the jobs, in words."""
+        running = [handle for handle in handles if not handle.done]
+        if not cancels:
+            return "; ".join(f"@{handle.number} goes on" for handle in running) or "it had just ended"
+        stopped = self.stop(running)
+        self._front_end.wait(lambda: all(future.done() for future in finished), 2.0)
+        return "; ".join(map(str, stopped)) or "it had just ended"
+
+    def _waited(self, view: JobView, timeout: float | None, cancels: bool) -> BaseException | None:
+        try:
+            self.wait(view, timeout=timeout, cancels=cancels)
+        except (EndpointError, KeyboardInterrupt) as error:
+            return error
+        return None
+
+    def _stop_after(self, view: JobView, timeout: float, cancels: bool) -> None:
+        concurrent.futures.wait([view.finished], timeout)
+        if not view.finished.done() and not self._session.closed:
+            view.handle.notes.append(f"--timeout {timeout:g} s is over")
+            if cancels:
+                view.handle.cancel_soon()

@@ -1,0 +1,185 @@
+"""One job as a cell shows it: its events, decoded, go to the display and the strip.
+
+A view is made and subscribed on the session's loop thread; only the strip is made before, on the
+main thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from typing import TYPE_CHECKING, Any
+
+from notebook_ext import render
+from notebook_ext.handle import Ended
+from notebook_ext.types import Health, Job, JobStatus, StreamChunk
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from notebook_ext.display import JobDisplay, TerminalDisplay
+    from notebook_ext.handle import Event, JobHandle
+    from notebook_ext.profiles import Decoder, Final
+    from notebook_ext.widgets.job import JobStrip
+
+__all__ = ["JobView", "facts", "final_bundles"]
+
+TICK = 0.5
+"""Seconds between two drawings of the strip while nothing but time goes on."""
+LIVE_FORMATS = frozenset({"auto", "markdown", "text"})
+"""Formats whose text is shown while it comes; the others need all of it."""
+
+
+class JobView:
+    """Draws one job until it has ended.
+
+    Args:
+        handle: The job.
+        decoder: Reads its chunks; used by nobody else.
+        display: Its place in the cell.
+        strip: The live line; None where there are no widgets.
+        output_format: What `-f` asked for.
+        is_background: Whether nobody waits for the job, so that its error has to be shown here.
+        is_quiet: Whether only errors are shown.
+    """
+
+    def __init__(
+        self,
+        handle: JobHandle,
+        decoder: Decoder,
+        display: JobDisplay | TerminalDisplay,
+        *,
+        strip: JobStrip | None = None,
+        output_format: str = "auto",
+        is_background: bool = False,
+        is_quiet: bool = False,
+    ) -> None:
+        self.handle = handle
+        self.final: Final | None = None
+        """What the job came to; None until `finished`."""
+        self.finished: concurrent.futures.Future[None] = concurrent.futures.Future()
+        """Done when the static end is shown."""
+        self._decoder = decoder
+        self._display = display
+        self._strip = strip
+        self._format = output_format
+        self._is_live = output_format in LIVE_FORMATS and not is_quiet
+        self._is_background = is_background
+        self._is_quiet = is_quiet
+        self._reason = ""
+        self._is_cancelling = False
+        self._shown = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Subscribe to the job's events; called on the loop thread."""
+        if self._strip is not None:
+            self._tick()
+        self.handle.subscribe(self)
+
+    def cancel_soon(self) -> None:
+        """What the strip's button does."""
+        self._is_cancelling = True
+        self.handle.cancel_soon()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StreamChunk):
+            self._add(self._decoder.feed(event))
+        elif isinstance(event, Health):
+            self._reason = render.wait_reason(event) or ""
+        elif isinstance(event, Job):
+            if event.status is not JobStatus.IN_QUEUE:
+                self._reason = ""
+            self._draw_strip()
+        elif isinstance(event, Ended):
+            self._finish(event)
+
+    def _add(self, text: str) -> None:
+        self._shown += len(text)
+        if self._is_live:
+            self._display.add(text)
+
+    def _finish(self, ended: Ended) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            job = self.handle.job
+            completed = job.status is JobStatus.COMPLETED
+            self.final = self._decoder.finish(job.output if completed else None)
+            bundles = self._bundles(self.final) if completed and not self._is_quiet else []
+            if ended.error is not None and self._is_background:
+                bundles = [*bundles, render.error(ended.error)]
+            footer = None if self._is_quiet else render.footer_bundle(facts(self.handle, self.final))
+            self._display.finish(bundles, footer)
+        finally:
+            self.finished.set_result(None)
+
+    def _bundles(self, final: Final) -> Sequence[dict[str, Any]]:
+        """What is shown beside the text that was streamed."""
+        if self._is_live and self._shown and final.text is not None:
+            self._display.add(final.text[self._shown :])  # what the stream's end still held back
+            return []
+        if self._is_live and self._shown:
+            return []
+        return final_bundles(self.handle, final, self._format)
+
+    def _tick(self) -> None:
+        self._draw_strip()
+        self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
+
+    def _draw_strip(self) -> None:
+        if self._strip is None:
+            return
+        from notebook_ext.widgets.job import StripView  # it is imported already: there is a strip
+
+        handle, job = self.handle, self.handle.job
+        waiting = job.status is JobStatus.IN_QUEUE
+        queue = handle.elapsed if waiting else job.delay_time
+        running = None if waiting else handle.elapsed - (job.delay_time or 0.0)
+        self._strip.update(
+            StripView(
+                status=job.status,
+                queue=queue,
+                run=running,
+                first_token=handle.first_token,
+                rate=" · ".join(render.speed(facts(handle, None, tokens=self._decoder.tokens))),
+                progress=job.progress,
+                reason=self._reason,
+                is_cancelling=self._is_cancelling and not job.status.is_final,
+            )
+        )
+
+
+def facts(handle: JobHandle, final: Final | None, *, tokens: int | None = None) -> render.Facts:
+    """What a job's footer tells.
+
+    Args:
+        handle: The job.
+        final: What it came to; None while it runs.
+        tokens: Tokens made so far, where the worker counts them.
+    """
+    job = handle.job
+    tokens = final.tokens if final is not None else tokens
+    seconds = job.execution_time
+    return render.Facts(
+        number=handle.number,
+        endpoint=handle.endpoint,
+        status=job.status,
+        queue=job.delay_time,
+        run=seconds,
+        first_token=handle.first_token,
+        tokens=tokens,
+        tokens_per_second=tokens / seconds if tokens and seconds else None,
+        chunks_per_second=handle.chunk_rate,
+        cost=handle.cost,
+        notes=tuple(handle.notes),
+    )
+
+
+def final_bundles(handle: JobHandle, final: Final, output_format: str) -> list[dict[str, Any]]:
+    """A finished job's output as bundles, in the format that was asked for."""
+    job = handle.job
+    if final.value is None and not job.has_output and not handle.streamed():
+        return [render.no_output()] if output_format != "none" else []
+    value = final.text if final.text is not None and output_format in LIVE_FORMATS else final.value
+    return render.outputs(value, output_format)

@@ -1,0 +1,131 @@
+"""Who may import whom: the architecture as data."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import notebook_ext
+import pytest
+
+PACKAGE = Path(notebook_ext.__file__).parent
+# What each room may import of the others, from the bottom up. `@late`: inside functions only, where it is heavy
+# or comes from above; `@typing`: for annotations only.
+OURS = {
+    "types": "",
+    "errors": "types@typing",
+    # The wire
+    "protocol": "types errors",
+    "providers": "protocol types errors",
+    "keys": "providers types errors",
+    "config": "keys providers types errors",
+    "limits": "protocol providers types errors",
+    "wire": "",
+    "transport": "wire",
+    "exchange": "transport config limits protocol providers types errors",
+    "following": "types errors",
+    "client": "exchange following limits protocol providers types errors",
+    "server": "protocol types errors",
+    # Jobs that outlive a call
+    "journal": "types errors",
+    "loop": "",
+    "handle": "types errors",
+    "connection": "types errors client@typing handle@typing providers@typing session@typing",
+    "session": "loop connection handle journal config providers types errors "
+    "client@late limits@late transport@late server@late",
+    # What a person types
+    "templates": "errors",
+    "prompts": "templates types errors",
+    "decoders": "types",
+    "profiles": "decoders types errors",
+    "grammar": "prompts types errors",
+    "arguments": "grammar connection prompts profiles protocol types errors",
+    # What a person sees
+    "inert": "",
+    "render": "inert types",
+    "widgets": "render types",
+    "cell": "",
+    "display": "render cell types",
+    "kernel": "cell types errors",
+    "view": "display handle profiles render types widgets@late",
+    "cells": "display handle kernel profiles render session view types errors widgets@late",
+    # The ones that know everyone
+    "magics": "arguments cells config connection display grammar handle kernel profiles prompts protocol providers "
+    "render session view types errors server@late widgets@late",
+    "completion": "config connection grammar handle prompts profiles providers session types errors",
+    "extension": "cells completion config grammar handle kernel magics session types errors",
+    "__init__": "types@typing errors@typing client@typing connection@typing handle@typing kernel@typing "
+    "providers@typing server@typing session@late extension@late",
+}
+# The libraries beside Python's own, where they are used; each has its reason in pyproject.toml.
+LIBRARIES = {
+    "wire": "httpx httptools",  # the connections under httpx's client, with its exceptions
+    "transport": "httpx",
+    "exchange": "httpx tenacity",  # the client's interface; the pauses between attempts
+    "server": "starlette uvicorn",
+    "server.outbound": "httpx",  # webhooks and upstreams
+    "config": "platformdirs@late",
+    "keys": "keyring@late",
+    "templates": "jinja2@late",
+    "prompts": "yaml@late",
+    "inert": "markdown_it@late",
+    "widgets": "ipywidgets",
+    "kernel": "IPython@late ipykernel@late zmq@late nest_asyncio2@late",
+    "magics": "IPython traitlets",  # traitlets: what %config sets
+    "completion": "IPython",
+    "extension": "IPython@late",
+}
+MODULES = sorted(".".join(file.relative_to(PACKAGE).with_suffix("").parts) for file in PACKAGE.rglob("*.py"))
+
+
+def imports(tree: ast.AST, kind: str = "") -> Iterator[tuple[str, str]]:
+    """Each imported module, and how: "" on import, "@late" in a function, "@typing" for annotations."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, kind) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            whole = node.module == "notebook_ext"
+            yield from ((f"notebook_ext.{alias.name}" if whole else node.module, kind) for alias in node.names)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            yield from imports(ast.Module(node.body, []), "@typing")
+            yield from imports(ast.Module(node.orelse, []), kind)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from imports(node, kind or "@late")
+        else:
+            yield from imports(node, kind)
+
+
+def allowed(table: dict[str, str], module: str, name: str, kind: str) -> bool:
+    kinds = {"": {""}, "@late": {"", "@late"}, "@typing": {"", "@late", "@typing"}}[kind]
+    entries = f"{table.get(module.partition('.')[0], '')} {table.get(module, '')}".split()
+    return any(name + kind in entries for kind in kinds)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_stands_below_it(module):
+    room = module.partition(".")[0]
+    assert room in OURS, f"{module} has no place in the table: give it one"
+    tree = ast.parse(PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text())
+    for name, kind in imports(tree):
+        top, _, inside = name.partition(".")
+        if top == "notebook_ext":
+            target = inside.partition(".")[0] or "__init__"
+            assert target == room or allowed(OURS, module, target, kind), f"{module} imports {name} {kind}"
+        elif top not in sys.stdlib_module_names:
+            assert allowed(LIBRARIES, module, top, kind), f"{module} imports {name} {kind}"
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import httpx", [("httpx", "")]),
+        ("class A:\n    def f(self):\n        from notebook_ext import server", [("notebook_ext.server", "@late")]),
+        ("if TYPE_CHECKING:\n    from notebook_ext.types import Job", [("notebook_ext.types", "@typing")]),
+        ("try:\n    import yaml\nexcept ImportError:\n    yaml = None", [("yaml", "")]),
+    ],
+)
+def test_every_import_is_found_wherever_it_stands(source, found):
+    assert list(imports(ast.parse(source))) == found
