@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from notebook_ext import profiles, render
 from notebook_ext.display import job_display
-from notebook_ext.errors import EndpointError, WaitTimeout
+from notebook_ext.errors import EndpointError, JobCancelled, WaitTimeout
 from notebook_ext.view import JobView, facts, final_bundles
 
 if TYPE_CHECKING:
@@ -185,6 +185,8 @@ class JobCells:
     def _waited(self, view: JobView, timeout: float | None, cancels: bool) -> BaseException | None:
         try:
             self.wait(view, timeout=timeout, cancels=cancels)
+        except JobCancelled as error:
+            return None if view.handle.was_stopped else error
         except (EndpointError, KeyboardInterrupt) as error:
             return error
         return None

@@ -191,8 +191,11 @@ def _suggest(text: str, session: Session, namespace: Mapping[str, Any]) -> Sugge
         return Suggestions()
     if _is_in_template(line["rest"]):
         return _in_template(line["rest"], namespace)
-    head, prompt = grammar.split_prompt(grammar.split_assignment(line["rest"])[1])
-    return _Line(session, namespace).at_end_of(head) if prompt is None else Suggestions()
+    head = grammar.split_assignment(line["rest"])[1]
+    fragment = re.split(r"\s", head)[-1]
+    head = head.removesuffix(fragment)
+    _, prompt = grammar.split_prompt(head)
+    return _Line(session, namespace).after(head, fragment) if prompt is None else Suggestions()
 
 
 def _in_body(line: str, body: str, session: Session, namespace: Mapping[str, Any]) -> Suggestions:
@@ -231,10 +234,9 @@ class _Line:
         self._session = session
         self._namespace = namespace
 
-    def at_end_of(self, head: str) -> Suggestions:
-        """What can stand at the end of the options."""
-        fragment = re.split(r"\s", head)[-1]
-        before = grammar.words(head[: len(head) - len(fragment)])
+    def after(self, head: str, fragment: str) -> Suggestions:
+        """What a fragment can become that stands after `head`."""
+        before = grammar.words(head)
         if not before and not fragment.startswith("-"):
             return _matching(fragment, [*_verbs(), *self._endpoints()])
         verb, given = grammar.find_verb(before, self._session.names())

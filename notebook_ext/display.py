@@ -30,10 +30,10 @@ BLOCK = 1_000
 SMALL_BLOCKS = 20
 """So many blocks keep that size; later ones have at least `GROWTH` of all text before them."""
 GROWTH = 0.2
-OPEN_GROWTH = 1 / 3
+OPEN_GROWTH = 1 / 6
 """The open block is drawn again when what is complete below it is so large a part of it."""
 MOST_BLOCKS = 40
-"""With the open block, the tail, the strip and the footer this stays below 45: JupyterLab folds away what is past 50."""
+"""With open block, tail, strip and footer it stays below 45: JupyterLab folds away what is past 50."""
 LONG_TEXT = 64_000
 """Characters from which the blocks are left as they are: drawing 200 KB at once takes seconds."""
 
@@ -277,14 +277,15 @@ class LiveMarkdown:
 
     def finish(self) -> None:
         """Draw the rest for good; nothing is drawn later."""
-        tail = self._blocks.tail
-        self.stop()
-        self._tail.settle(tail)  # the newest first: it is what the reader waits for
+        self._unschedule()
+        self._tail.settle(self._blocks.tail)  # the newest first: it is what the reader waits for
         if self._open is not None:
             self._open.settle(self._open.text)
+        self._blocks, self._open = MarkdownBlocks(), None
 
     def stop(self) -> None:
-        """Draw nothing more: what is drawn is about to be replaced."""
+        """Draw what is pending, and nothing more: all of it is about to be replaced."""
+        self._tail.draw(self._blocks.tail)
         self._unschedule()
         self._blocks = MarkdownBlocks()
 
@@ -303,7 +304,7 @@ class LiveMarkdown:
         self._painted_at = now
 
     def _least(self, now: float) -> float:
-        """How much must be complete to move up: what settles the open block, or what makes it worth a drawing."""
+        """How much must be complete to move up: what settles the open block, or is worth a drawing of it."""
         missing = self._block_size() - len(self._open_text)
         if now < self._open_budget.free_at:
             return max(BLOCK, missing)

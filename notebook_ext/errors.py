@@ -182,6 +182,8 @@ class JobError(EndpointError):
         self.job = job
 
     def show_traceback(self) -> None:
+        if self._has_traceback:
+            return
         super().show_traceback()
         if self.job.error is not None and self.job.error.traceback:
             self.add_note(f"The worker's traceback:\n{self.job.error.traceback}")

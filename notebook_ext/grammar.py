@@ -167,6 +167,7 @@ def _connect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", default="raw", help="where prompt and options go: raw, chat, vllm, ...")
     parser.add_argument("--key-env", metavar="VAR", help="environment variable with its key")
     parser.add_argument("--rate", metavar="$/s", help="price of a second of running time, for the footer")
+    parser.add_argument("--use", action="store_true", help="make it the default endpoint")
     parser.add_argument("--project", action="store_true", help="save it in the project's .notebook_ext.toml")
 
 

@@ -54,7 +54,7 @@ class Stopped:
     def __str__(self) -> str:
         job = self.handle.job
         name = f"@{self.handle.number}"
-        if self.confirmed and not self.handle.id:
+        if self.handle.never_submitted:
             return f"{name} was never submitted"
         if not self.confirmed:
             why = f": {self.error}" if self.error else f": still {job.status}"
@@ -90,6 +90,7 @@ class JobHandle:
         input: What the worker receives.
         job: The newest snapshot.
         submitted_at: Seconds since the epoch.
+        was_stopped: Whether it was stopped from here, so that its end is no surprise.
         notes: What a reader of the result should know, such as text that may be missing.
     """
 
@@ -115,6 +116,7 @@ class JobHandle:
         self.rate = rate
         self.submitted_at = submitted_at
         self.job = job
+        self.was_stopped = False
         self.notes: list[str] = []
         self._lock = threading.Lock()
         self._subscribers: list[Callable[[Event], None]] = []
@@ -151,6 +153,11 @@ class JobHandle:
     def done(self) -> bool:
         """Whether nothing more will come: it is final, or could not be submitted or followed."""
         return self._ended is not None
+
+    @property
+    def never_submitted(self) -> bool:
+        """Whether it ended before the server had it."""
+        return self.done and not self.id and self.status is JobStatus.IN_QUEUE
 
     @property
     def error(self) -> EndpointError | None:

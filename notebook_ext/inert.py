@@ -224,11 +224,11 @@ def _part_links(block: str) -> str:
 
 def _is_safe(address: str) -> bool:
     plain = unquote(html.unescape(html.unescape(address)))
-    plain = re.sub(r"[\x00-\x20\x7f-\xa0\u200b-\u200f\u2028-\u202f\u2060\ufeff\\]", "", plain).lower().lstrip("<")
-    scheme = re.match(r"[^/?#:]*(?P<end>.?)", plain, re.DOTALL)
+    plain = re.sub(r"[\x00-\x20\x7f-\xa0\u200b-\u200f\u2028-\u202f\u2060\ufeff\\]", "", plain)
+    scheme = re.match(r"<?(?P<name>[^/?#:]*)(?P<end>.?)", plain.lower(), re.DOTALL)
     if scheme is None or scheme["end"] == "":
         return len(address) < 300
-    return scheme["end"] != ":" or scheme[0][:-1] in _SAFE_SCHEMES
+    return scheme["end"] != ":" or scheme["name"] in _SAFE_SCHEMES
 
 
 def _has_code_in_address(block: str) -> bool:

@@ -56,7 +56,7 @@ class EndpointMagics(Magics):
         self.front_end = front_end
         self._cells = cells
         self._namespace: dict[str, Any] = shell.user_ns
-        self._shown: Any = None
+        self._shown: list[Any] = []
         if self.nested_loops:
             allow_nested_loops()
         self.observe(lambda _: allow_nested_loops(), names="nested_loops")
@@ -67,7 +67,7 @@ class EndpointMagics(Magics):
     @line_cell_magic
     def endpoint(self, line: str, cell: str | None = None) -> Any:
         """Call a serverless endpoint; `%endpoint help` lists what can be done."""
-        self._shown = None
+        command = None
         try:
             if not line.strip() and not (cell or "").strip():
                 return self._print(grammar.overview())
@@ -75,15 +75,17 @@ class EndpointMagics(Magics):
             do: Callable[[Command, Arguments], Any] = getattr(self, f"_do_{command.verb.name}")
             return do(command, Arguments(command, self._namespace))
         except EndpointError as error:
-            if "--debug" in line.split():
+            # a line that cannot be read may still ask for it
+            options = vars(command.arguments) if command else {"debug": "--debug" in line.split()}
+            if options.get("debug"):
                 error.show_traceback()
             raise
 
     def display_value(self, value: Any) -> None:
         """Show a value that is a cell's result, unless the magic has shown it already."""
-        if value is self._shown:
-            self._shown = None
-        elif isinstance(value, JobHandle):
+        if any(value is shown for shown in self._shown):
+            return
+        if isinstance(value, JobHandle):
             self._cells.show_end(value)
         else:
             self.front_end.cell().show(_bundle(value))
@@ -91,7 +93,12 @@ class EndpointMagics(Magics):
     def _show(self, value: Any) -> Any:
         """Show a value where the magic stands, and give it back."""
         self.front_end.cell().show(_bundle(value))
-        self._shown = value
+        return self._as_shown(value)
+
+    def _as_shown(self, value: Any) -> Any:
+        """Give a value back that the cell shows already, so that its result draws nothing more."""
+        self._shown.append(value)
+        self.front_end.at_end_of_cell(self._shown.clear)
         return value
 
     def _print(self, text: str) -> None:
@@ -108,7 +115,7 @@ class EndpointMagics(Magics):
         """Bind what `-o` names, and let the result be the handle, which the cell has shown already."""
         if getattr(command.arguments, "out", None):
             self._namespace[command.arguments.out] = handle
-        self._shown = handle
+        self._as_shown(handle)
         return handle
 
     def _connection(self, arguments: Arguments) -> Connection:
@@ -144,11 +151,14 @@ class EndpointMagics(Magics):
 
     def _view(self, command: Command, handle: JobHandle, *, owns_cell: bool = False) -> JobView:
         options = command.arguments
+        is_background = getattr(options, "bg", False)
+        if is_background and self.front_end.is_terminal:
+            self._print(f"@{handle.number} runs in the background: `%endpoint stream @{handle.number}` shows it")
         return self._cells.show(
             handle,
             output_format=options.format,
             owns_cell=owns_cell,
-            is_background=getattr(options, "bg", False),
+            is_background=is_background,
             is_quiet=options.quiet,
         )
 
@@ -157,9 +167,6 @@ class EndpointMagics(Magics):
         if not getattr(command.arguments, "bg", False):
             self._cells.wait(view, timeout=timeout, cancels=cancels)
             return
-        if self.front_end.is_terminal:
-            number = view.handle.number
-            self._print(f"@{number} runs in the background: `%endpoint stream @{number}` shows it")
         self._cells.leave(view, timeout=timeout, cancels=cancels)
 
     def _cell_id(self) -> str | None:
@@ -173,8 +180,7 @@ class EndpointMagics(Magics):
         handle = self._handle(command.arguments.job)
         job = self.session.look(handle)
         self.front_end.cell().show(render.job(job, handle.number))
-        self._shown = job
-        return job
+        return self._as_shown(job)
 
     def _do_wait(self, command: Command, arguments: Arguments) -> Any:
         handles = [self._handle(reference) for reference in command.arguments.job or ["@last"]]
@@ -233,7 +239,8 @@ class EndpointMagics(Magics):
             JobTable(
                 handle
                 for _, handle in sorted(self.session.handles.items())
-                if not (command.arguments.active and handle.done)
+                if not handle.never_submitted
+                and not (command.arguments.active and handle.done)
                 and (since is None or time.time() - handle.submitted_at <= since)
             )
         )
@@ -244,7 +251,7 @@ class EndpointMagics(Magics):
         connection = self._connection(arguments)
         health = connection.health()
         self.front_end.cell().show(render.health(health, connection.name))
-        self._shown = health
+        self._as_shown(health)
         return health
 
     def _do_purge(self, command: Command, arguments: Arguments) -> None:
@@ -259,7 +266,11 @@ class EndpointMagics(Magics):
             question = f"Remove all {waiting} queued jobs of {name}, {mine} of them this notebook's?"
             if self.front_end.is_headless:
                 raise InputError(f"{question} Nobody can be asked here: add --yes")
-            if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+            try:
+                answer = input(f"{question} [y/N] ")
+            except EOFError:
+                raise InputError("nobody answered, so nothing was removed; --yes does not ask") from None
+            if answer.strip().lower() not in ("y", "yes"):
                 self._print("nothing was removed")
                 return
         removed = connection.purge_queue()
@@ -287,9 +298,9 @@ class EndpointMagics(Magics):
             upstream=_upstream(arguments),
         )
         return self._print(
-            f"{name} is served at {connection.provider.base_url}/{name}, {workers} "
-            f"worker{'' if workers == 1 else 's'}: %endpoint run {name} -- PROMPT calls it, "
-            f"%endpoint serve {name} --stop ends it"
+            f"{name} is served at {connection.provider.base_url}/{name} by {workers} "
+            f"worker{'' if workers == 1 else 's'}.\n"
+            f"%endpoint run {name} -- PROMPT calls it, %endpoint serve {name} --stop ends it."
         )
 
     def _handler(self, command: Command) -> Any:
@@ -346,6 +357,8 @@ class EndpointMagics(Magics):
         path = self.session.config.save(saved, project=options.project)
         self.session.forget(name)
         provider = self.session.connect(name).provider
+        if options.use:
+            self.session.use(name)
         key = config.find_key(provider, name=name, variable=saved.key_variable)
         has_key = f"its key comes from {key.source}" if key else f"it has no key yet: %endpoint login {name}"
         self._print(f"{name} is {saved.endpoint_id} at {provider.name}, saved in {path}; {has_key}")

@@ -479,7 +479,7 @@ def worker_error_to_json(error: WorkerError, *, version: str = "") -> str:
 def _duration(value: Any, dialect: Dialect) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return value * dialect.time_unit
+    return round(value * dialect.time_unit, 6)
 
 
 def _text(value: Any) -> str | None:

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from notebook_ext.inert import inert
 from notebook_ext.types import Health, Job, JobStatus, WorkerError
 
 __all__ = [
@@ -96,6 +95,13 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def inert(markdown: str) -> str:
+    """Text from an endpoint, safe to show as Markdown; see `notebook_ext.inert`."""
+    from notebook_ext import inert as module  # late: its patterns take milliseconds to compile
+
+    return module.inert(markdown)
 
 
 def markdown(text: str) -> Bundle:

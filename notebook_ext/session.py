@@ -362,6 +362,7 @@ class Session:
 
     def stop(self, handle: JobHandle) -> concurrent.futures.Future[Stopped]:
         """Stop a remote job and see that it stopped; the one way in which anything here stops a job."""
+        handle.was_stopped = True
         return self.loop.submit(self._stop(handle))
 
     def retry(self, handle: JobHandle) -> None:
@@ -620,9 +621,7 @@ class _ChunkWriter:
 
 
 def _outcome(handle: JobHandle, error: EndpointError | None) -> Stopped:
-    confirmed = handle.status.is_final or (
-        handle.done and not handle.id and handle.status is JobStatus.IN_QUEUE
-    )
+    confirmed = handle.status.is_final or handle.never_submitted
     return Stopped(handle, confirmed, None if confirmed else error)
 
 

@@ -18,7 +18,7 @@ import functools
 import ipaddress
 import threading
 import urllib.request
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
@@ -73,14 +73,40 @@ def make_client(
         return httpx.AsyncClient(
             base_url=base_url, headers=headers, timeout=timeout, limits=limits, verify=ssl_context()
         )
-    # Given a transport, httpx asks the environment for nothing but proxies, which do not apply.
-    return httpx.AsyncClient(
-        base_url=base_url,
-        headers=headers,
-        timeout=timeout,
-        transport=Connections(max_connections=max_connections),
-        trust_env=False,
-    )
+    return Client(base_url, headers, timeout, Connections(max_connections=max_connections))
+
+
+class Client(httpx.AsyncClient):
+    """httpx's client without what an endpoint never needs: redirects, cookies, auth flows and hooks.
+
+    They would take longer than the exchange itself; and a key that follows no redirect stays where
+    it was meant to go.
+
+    Args:
+        base_url: Where all of its requests go.
+        headers: What each request carries.
+        timeout: Seconds, for connecting, writing, reading and waiting for a connection.
+        connections: What it sends over; closed with it.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        headers: Mapping[str, str] | None,
+        timeout: httpx.Timeout | float | None,
+        connections: Connections,
+    ) -> None:
+        super().__init__(
+            base_url=base_url, headers=headers, timeout=timeout, transport=connections, trust_env=False
+        )
+        self._connections = connections
+
+    async def send(self, request: httpx.Request, **_: Any) -> httpx.Response:
+        """The whole answer; httpx's own options, such as `stream`, are without effect."""
+        response = await self._connections.handle_async_request(request)
+        response.request = request
+        await response.aread()
+        return response
 
 
 def _proxy_applies(url: httpx.URL) -> bool:

@@ -107,9 +107,10 @@ class JobView:
             completed = job.status is JobStatus.COMPLETED
             self.final = self._decoder.finish(job.output if completed else None)
             bundles = self._bundles(self.final) if completed and not self._is_quiet else []
-            if ended.error is not None and self._is_background:
+            if self._is_background and ended.error is not None and not self.handle.was_stopped:
                 bundles = [*bundles, render.error(ended.error)]
-            footer = None if self._is_quiet else render.footer_bundle(facts(self.handle, self.final))
+            has_footer = not (self._is_quiet or self.handle.never_submitted)
+            footer = render.footer_bundle(facts(self.handle, self.final)) if has_footer else None
             self._display.finish(bundles, footer)
         finally:
             self.finished.set_result(None)

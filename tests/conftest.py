@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from browser.environments import make_environments
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 OUR_THREADS = "notebook_ext"
 FOREIGN_KEYS = ("RUNPOD_API_KEY", "TENSORONE_API_KEY", "TENSORONE_BASE_URL")
@@ -35,7 +38,13 @@ def isolated_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
                 patch.delenv(name)
         patch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
         home = tmp_path_factory.mktemp("home")
-        for name in ("NOTEBOOK_EXT_CONFIG", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
+        for name in (
+            "NOTEBOOK_EXT_CONFIG",
+            "IPYTHONDIR",
+            "JUPYTER_CONFIG_DIR",
+            "JUPYTER_DATA_DIR",
+            "JUPYTER_RUNTIME_DIR",
+        ):
             patch.setenv(name, str(home / name.lower()))
         yield
 
@@ -73,7 +82,7 @@ def _sockets() -> set[str]:
     found = set()
     for descriptor in Path("/proc/self/fd").glob("*"):
         try:
-            target = os.readlink(descriptor)
+            target = str(descriptor.readlink())
         except FileNotFoundError:  # the listing's own
             continue
         if target.startswith("socket:"):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
 
 import notebook_ext
-import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PACKAGE = Path(notebook_ext.__file__).parent
 # What each room may import of the others, from the bottom up. `@late`: inside functions only, where it is heavy
@@ -70,7 +74,6 @@ LIBRARIES = {
     "keys": "keyring@late",
     "templates": "jinja2@late",
     "prompts": "yaml@late",
-    "inert": "markdown_it@late",
     "widgets": "ipywidgets",
     "kernel": "IPython@late ipykernel@late zmq@late nest_asyncio2@late",
     "magics": "IPython traitlets",  # traitlets: what %config sets
@@ -88,7 +91,9 @@ def imports(tree: ast.AST, kind: str = "") -> Iterator[tuple[str, str]]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "imports are absolute"
             whole = node.module == "notebook_ext"
-            yield from ((f"notebook_ext.{alias.name}" if whole else node.module, kind) for alias in node.names)
+            yield from (
+                (f"notebook_ext.{alias.name}" if whole else node.module, kind) for alias in node.names
+            )
         elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             yield from imports(ast.Module(node.body, []), "@typing")
             yield from imports(ast.Module(node.orelse, []), kind)
@@ -122,7 +127,10 @@ def test_a_module_imports_only_what_stands_below_it(module):
     ("source", "found"),
     [
         ("import httpx", [("httpx", "")]),
-        ("class A:\n    def f(self):\n        from notebook_ext import server", [("notebook_ext.server", "@late")]),
+        (
+            "class A:\n    def f(self):\n        from notebook_ext import server",
+            [("notebook_ext.server", "@late")],
+        ),
         ("if TYPE_CHECKING:\n    from notebook_ext.types import Job", [("notebook_ext.types", "@typing")]),
         ("try:\n    import yaml\nexcept ImportError:\n    yaml = None", [("yaml", "")]),
     ],

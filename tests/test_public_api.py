@@ -8,12 +8,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-import notebook_ext
 import pytest
+
+import notebook_ext
 from notebook_ext import errors
 
 README = Path(__file__).parents[1] / "README.md"
-HEAVY = ("httpx", "jinja2", "yaml", "markdown_it", "ipywidgets", "starlette", "uvicorn", "nest_asyncio2", "keyring")
+HEAVY = (
+    "httpx",
+    "jinja2",
+    "yaml",
+    "markdown_it",
+    "ipywidgets",
+    "starlette",
+    "uvicorn",
+    "nest_asyncio2",
+    "keyring",
+)
 
 
 def test_the_public_names_are_sorted_and_listed():
@@ -39,11 +50,15 @@ def test_every_error_is_drawn_public_and_explained_in_the_readme():
     assert drawn == names
     assert names <= set(notebook_ext.__all__)
     table = README.read_text().partition("## When it fails")[2].partition("\n## ")[0]
-    explained = {name for row in re.findall(r"^\|([^|]*)", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    explained = {
+        name for row in re.findall(r"^\|([^|]*)", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    }
     assert names <= explained, sorted(names - explained)
 
 
-@pytest.mark.parametrize("statement", ["import notebook_ext", "shell.run_line_magic('load_ext', 'notebook_ext')"])
+@pytest.mark.parametrize(
+    "statement", ["import notebook_ext", "shell.run_line_magic('load_ext', 'notebook_ext')"]
+)
 def test_importing_and_loading_bring_no_heavy_library_and_patch_nothing(statement):
     script = f"""
 import asyncio, sys
@@ -54,5 +69,7 @@ before, run = set(sys.modules), asyncio.run
 print(*sorted({set(HEAVY)} & (set(sys.modules) - before)))
 print(asyncio.run is run and not hasattr(asyncio, "_nest_patched"))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.stdout.splitlines(), done.stderr) == (["", "True"], "")

@@ -14,17 +14,21 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
-BLOCK = re.compile(r"(?:^<!-- (?P<marker>[\w-]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"(?:^<!-- (?P<marker>[\w-]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
 
 
@@ -35,7 +39,9 @@ class Block(NamedTuple):
 
 
 def blocks(text: str) -> list[Block]:
-    return [Block(match["marker"], match["language"], match["text"].strip()) for match in BLOCK.finditer(text)]
+    return [
+        Block(match["marker"], match["language"], match["text"].strip()) for match in BLOCK.finditer(text)
+    ]
 
 
 def shows(expected: str, shown: str) -> bool:
@@ -69,7 +75,9 @@ def test_the_cells_run_and_show_what_is_printed_below_them(account):
     cells, expected = [], {}
     for block in blocks(TEXT):
         if block.language == "python":
-            source = re.sub(r"(--provider |provider=[\"'])(runpod|tensorone)\b", rf"\g<1>{account}", block.text)
+            source = re.sub(
+                r"(--provider |provider=[\"'])(runpod|tensorone)\b", rf"\g<1>{account}", block.text
+            )
             cells.append(nbformat.v4.new_code_cell(source))
         elif block.marker == "output":
             expected[len(cells) - 1] = block.text
@@ -91,7 +99,11 @@ def test_every_block_is_of_a_kind_that_is_checked():
 def test_ci_runs_the_test_command_of_the_readme():
     commands = [block.text for block in blocks(TEXT) if block.marker == "test-command"]
     run = subprocess.run(
-        [ROOT / ".ci" / "run", "--show"], capture_output=True, text=True, check=False, env={"PATH": os.environ["PATH"]}
+        [ROOT / ".ci" / "run", "--show"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": os.environ["PATH"]},
     )
     assert [run.stdout.strip()] == (commands or [""])
     assert run.returncode == (0 if commands else 1)

@@ -14,7 +14,7 @@ from notebook_ext.server import Dials
 def test_a_cold_start_is_a_worker_that_initializes_while_jobs_wait() -> None:
     async def scenario() -> None:
         async with serving() as api:
-            queue = api.server.serve("demo", "echo", workers=2, dials=Dials(cold_start=0.3))
+            queue = api.server.serve("demo", "echo", workers=2, dials=Dials(cold_start=0.5))
             assert sum((await api.get("/demo/health"))["workers"].values()) == 0  # scaled to zero
             job = await api.run("demo", 1)
             await spin(lambda: "initializing" in queue.workers.values())
@@ -23,10 +23,10 @@ def test_a_cold_start_is_a_worker_that_initializes_while_jobs_wait() -> None:
             assert health["jobs"]["inQueue"] == 1
             assert await api.get(f"/demo/status/{job}") == {"id": job, "status": "IN_QUEUE"}
             document = await api.end("demo", job)
-            assert 290 <= document["delayTime"] < 3000
-            assert (await api.result("demo", 1))["delayTime"] < 250  # warm now
-            api.server.serve("demo", "echo", workers=2, dials=Dials(cold_start=0.3))
-            assert (await api.result("demo", 1))["delayTime"] >= 290  # and cold again
+            assert 490 <= document["delayTime"] < 3000
+            assert (await api.result("demo", 1))["delayTime"] < 400  # warm now
+            api.server.serve("demo", "echo", workers=2, dials=Dials(cold_start=0.5))
+            assert (await api.result("demo", 1))["delayTime"] >= 490  # and cold again
 
     asyncio.run(scenario())
 

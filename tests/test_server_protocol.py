@@ -217,9 +217,10 @@ def test_cancel_stops_a_generator_at_its_next_yield(body: bytes) -> None:
 
 @pytest.mark.parametrize("yields", [True, False])
 def test_cancel_stops_an_async_handler_where_it_waits(yields: bool) -> None:
-    stopped = threading.Event()
+    started, stopped = threading.Event(), threading.Event()
 
     async def streaming(job):
+        started.set()
         try:
             yield "first"
             await asyncio.sleep(60)
@@ -227,6 +228,7 @@ def test_cancel_stops_an_async_handler_where_it_waits(yields: bool) -> None:
             stopped.set()
 
     async def plain(job):
+        started.set()
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
@@ -236,7 +238,7 @@ def test_cancel_stops_an_async_handler_where_it_waits(yields: bool) -> None:
     async def scenario() -> None:
         async with serving(demo=streaming if yields else plain) as api:
             job = await api.run("demo")
-            await api.until("demo", job, lambda record: record.has_unread or (not yields and record.attempt))
+            assert await asyncio.to_thread(started.wait, 5)
             assert (await api.post(f"/demo/cancel/{job}"))["status"] == "CANCELLED"
             assert await asyncio.to_thread(stopped.wait, 5)
             document = await api.end("demo", job)

@@ -982,6 +982,45 @@ def test_a_certificate_file_that_is_missing_is_a_connect_error(
     asyncio.run(main())
 
 
+# ---------------------------------------------------------------------------------- the client
+
+
+def test_the_client_follows_no_redirect_and_keeps_no_cookie() -> None:
+    data = b"HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nSet-Cookie: a=1\r\nContent-Length: 2\r\n\r\nok"
+
+    async def main() -> None:
+        async with (
+            serving(answering(data)) as server,
+            make_client(server.url, headers={"X-Key": "k"}) as http,
+        ):
+            for _ in range(2):
+                response = await http.post("/run", json={"input": 1}, follow_redirects=True)
+                assert (response.status_code, response.text, response.url.path) == (302, "ok", "/run")
+            assert not http.cookies
+            head, body = server.requests[1]
+            assert b"cookie" not in head.lower()
+            assert b"\r\nX-Key: k\r\n" in head
+            assert body == b'{"input":1}'
+            assert (len(server.requests), server.connections) == (2, 1)
+
+    asyncio.run(main())
+
+
+def test_the_client_closes_its_connections() -> None:
+    async def main() -> None:
+        async with serving(ok) as server:
+            http = make_client(server.url)
+            await http.get("/")
+            await http.aclose()
+            async with asyncio.timeout(5):
+                await server.all_closed.wait()
+            with pytest.raises(httpx.ConnectError, match="closed"):
+                await http.get("/")
+            assert len(server.requests) == 1
+
+    asyncio.run(main())
+
+
 # ---------------------------------------------------------------------------------- proxies
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import playwright.sync_api
 import pytest
 
 from browser.lab import Lab, Server, browser
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
 
 # What is open now, for the report of a test that failed.
 labs: dict[str, Lab] = {}

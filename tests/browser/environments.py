@@ -9,9 +9,12 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 ROOT = Path(__file__).resolve().parents[2]
 NEWEST = "newest"  # the one that is installed where the tests run: pip takes the newest there
@@ -80,7 +83,12 @@ def _install_chromium() -> str | None:
 
 def _run(command: list[str]) -> None:
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise RuntimeError(f"`{' '.join(command)}` failed:\n{done.stdout[-3000:]}")

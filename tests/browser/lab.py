@@ -25,14 +25,16 @@ import time
 import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from playwright.sync_api import Browser, Locator, Page, Route, WebSocket, sync_playwright
 
 from browser.environments import find_chromium
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
 
 SHOTS = Path(__file__).parent / "shots"
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
@@ -126,7 +128,7 @@ class Server:
         self.token = uuid.uuid4().hex
         self.stack = contextlib.ExitStack()
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         with self.stack:
             self.folder = Path(self.stack.enter_context(_scratch_folder()))
             self.root = self.folder / "root"
@@ -144,7 +146,12 @@ class Server:
         folder = self.folder / "data" / "kernels" / name
         folder.mkdir(parents=True, exist_ok=True)
         command = [str(self.kernels[name]), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        spec = {"argv": command, "display_name": name, "language": "python", "env": {**KERNEL_ENVIRON, **environ}}
+        spec = {
+            "argv": command,
+            "display_name": name,
+            "language": "python",
+            "env": {**KERNEL_ENVIRON, **environ},
+        }
         (folder / "kernel.json").write_text(json.dumps(spec))
 
     def request(self, path: str, method: str = "GET") -> Any:
@@ -193,7 +200,13 @@ class Server:
         }
         self.log = self.folder / "server.log"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "jupyter", "server", *(f"--{name}={value}" for name, value in options.items())],
+            [
+                sys.executable,
+                "-m",
+                "jupyter",
+                "server",
+                *(f"--{name}={value}" for name, value in options.items()),
+            ],
             env={**os.environ, "JUPYTER_TOKEN": self.token}
             | {name: str(self.folder / folder) for name, folder in folders.items()},
             stdin=subprocess.DEVNULL,
@@ -283,7 +296,11 @@ class Lab:
         self.server.end_sessions(self.name)
         self.name = f"{self.kernel}-{uuid.uuid4().hex[:8]}.ipynb"
         nb = content if isinstance(content, dict) else json.loads(content.read_text())
-        nb["metadata"]["kernelspec"] = {"name": self.kernel, "display_name": self.kernel, "language": "python"}
+        nb["metadata"]["kernelspec"] = {
+            "name": self.kernel,
+            "display_name": self.kernel,
+            "language": "python",
+        }
         self._write(nb)
         config = self.server.folder / "saved-endpoints" / self.name
         self.server.write_kernelspec(self.kernel, {"NOTEBOOK_EXT_CONFIG": str(config), **(environ or {})})
@@ -411,7 +428,9 @@ class Lab:
 
     def set_theme(self, theme: str) -> None:
         """Change the setting of the theme: "light" or "dark"."""
-        self.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", THEMES[theme])
+        self.evaluate(
+            "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", THEMES[theme]
+        )
         self.wait(f"() => document.body.dataset.jpThemeLight === '{str(theme == 'light').lower()}'")
 
     def screenshot(self, name: str, cell: int | None = None, timeout: float = 30) -> Path:

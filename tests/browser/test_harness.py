@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
+
 from browser.environments import NEWEST, VERSIONS
 from browser.lab import notebook
-from PIL import Image
 
 BUTTON = """
 import ipywidgets
