@@ -142,9 +142,11 @@ class Exchange:
                 return isinstance(error, (ConnectionFailed, RateLimitError))
             return isinstance(error, (TransportError, ServerError, ProtocolError, RateLimitError))
 
+        # what the server does not hold has ended within the timeout, however often it was tried
+        stop = tenacity.stop_after_attempt(ATTEMPTS)
         async for attempt in tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(again),
-            stop=tenacity.stop_after_attempt(ATTEMPTS),
+            stop=stop if hold is not None else stop | tenacity.stop_before_delay(timeout),
             wait=_pause_before_retry,
             reraise=True,
         ):
@@ -192,7 +194,7 @@ class Exchange:
             started = time.monotonic()
             try:
                 # the transport's timeouts are per read; a server that drips must end as well
-                async with asyncio.timeout(timeout + CONNECT_TIMEOUT):
+                async with asyncio.timeout(timeout + min(CONNECT_TIMEOUT, timeout)):
                     response = await client.send(request)
             except (httpx.TransportError, TimeoutError) as error:
                 raise self._unreached(operation, job_id, error, time.monotonic() - started) from error
@@ -217,11 +219,18 @@ class Exchange:
     async def _key(self) -> str | None:
         """The key, read when a request is built; what a keyring gave is kept until it is refused."""
         if isinstance(self._api_key, str):
-            return self._api_key
-        if self._found is None:
-            # in a thread, because a keyring may take seconds to answer
-            self._found = await asyncio.to_thread(self._api_key or self._usual_key)
-        return self._found
+            key: str | None = self._api_key
+        else:
+            if self._found is None:
+                # in a thread, because a keyring may take seconds to answer
+                self._found = await asyncio.to_thread(self._api_key or self._usual_key)
+            key = self._found
+        if key and not re.fullmatch(r"[!-~]+", key):
+            raise ConfigurationError(
+                f"the key for {self.endpoint} has characters that no key has (a line break, a blank, an "
+                "accent): copy it again; nothing was sent"
+            )
+        return key
 
     def _usual_key(self) -> str | None:
         find = config.find_key if self.provider.loopback else config.require_key
@@ -343,6 +352,7 @@ def _excerpt(response: httpx.Response, key: str | None, length: int = 200) -> st
         document = json.loads(text)
         if isinstance(document, Mapping):
             text = str(document.get("error") or document.get("message") or text)
+    text = text[:20_000]  # a page's text comes early, and cleaning a huge one would hold everything up
     if "<" in text:
         text = _TAGS.sub(" ", text)
     if key:

@@ -3,44 +3,41 @@
 from __future__ import annotations
 
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
-from notebook_ext import completion, config, grammar
-from notebook_ext.cells import JobCells
-from notebook_ext.handle import JobHandle
+from notebook_ext import completion
 from notebook_ext.kernel import FrontEnd, nest_asyncio_conflict
-from notebook_ext.magics import EndpointMagics, JobTable
-from notebook_ext.session import default_session
-from notebook_ext.types import Health, Job
+from notebook_ext.magics import EndpointMagics
 
 if TYPE_CHECKING:
     from types import FrameType
 
 __all__ = ["load", "unload"]
 
-_ATTRIBUTE = "_notebook_ext_magics"
+_ATTRIBUTE = "_notebook_ext"
+_SHOWN = (
+    ("notebook_ext.types", "Job"),
+    ("notebook_ext.types", "Health"),
+    ("notebook_ext.handle", "JobHandle"),
+    ("notebook_ext.verbs", "JobTable"),
+)
+"""What the magics show in their own way; by name, so that it need not be imported for that."""
 
 
 def load(shell: Any) -> None:
     """Register the magics; a second call does nothing, and keeps the running jobs."""
     if getattr(shell, _ATTRIBUTE, None) is not None:
         return
-    session = default_session()
     front_end = FrontEnd(shell)
-    session.wait_step = front_end.wait
-    session.config = config.Config(reserved=frozenset(grammar.VERBS))
-    magics = EndpointMagics(shell, session, front_end, JobCells(session, front_end))
+    magics = EndpointMagics(shell, front_end)
     shell.register_magics(magics)
-    setattr(shell, _ATTRIBUTE, magics)
     completion.install(shell, magics)
-    for kind in (Job, Health, JobTable, JobHandle):
-        shell.display_formatter.ipython_display_formatter.for_type(kind, magics.display_value)
-
-    def shut_down(restart: bool) -> None:
-        session.close(cancel=not restart)  # a restart detaches: the jobs go on
-
-    front_end.on_shutdown(shut_down)
-    session.warm_up()
+    for home, name in _SHOWN:
+        shell.display_formatter.ipython_display_formatter.for_type_by_name(home, name, magics.display)
+    front_end.on_shutdown(lambda restart: magics.close(cancel=not restart))  # after a restart the jobs go on
+    setattr(shell, _ATTRIBUTE, (magics, front_end))
+    threading.Thread(target=_warm_up, name="notebook_ext warm-up", daemon=True).start()
     conflict = nest_asyncio_conflict()
     if conflict is not None:
         print(conflict, file=sys.stderr)
@@ -48,12 +45,16 @@ def load(shell: Any) -> None:
 
 def unload(shell: Any) -> None:
     """Undo `load`: no thread, task, socket, hook or magic is left; remote jobs go on."""
-    magics: Any = getattr(shell, _ATTRIBUTE, None)
-    if magics is None:
+    loaded = getattr(shell, _ATTRIBUTE, None)
+    if loaded is None:
         return
+    magics, front_end = loaded
     delattr(shell, _ATTRIBUTE)
-    for kind in (Job, Health, JobTable, JobHandle):
-        shell.display_formatter.ipython_display_formatter.pop(kind, None)
+    formatter = shell.display_formatter.ipython_display_formatter
+    for home, name in _SHOWN:
+        # it has moved from the one to the other table when the type was first shown
+        formatter.deferred_printers.pop((home, name), None)
+        formatter.type_printers.pop(getattr(sys.modules.get(home), name, None), None)
     completion.uninstall(shell)
     for table in shell.magics_manager.magics.values():
         if getattr(table.get("endpoint"), "__self__", None) is magics:
@@ -61,9 +62,16 @@ def unload(shell: Any) -> None:
     shell.magics_manager.registry.pop(type(magics).__name__, None)
     if magics in shell.configurables:
         shell.configurables.remove(magics)
-    magics.front_end.close()
+    front_end.close()
     if not _is_reloading():
-        magics.session.close()
+        magics.close()
+
+
+def _warm_up() -> None:
+    """Import what the first call needs, and build the TLS context, while the user still types."""
+    from notebook_ext import client, transport, verbs  # noqa: F401 - it is the import that counts
+
+    transport.ssl_context()
 
 
 def _is_reloading() -> bool:

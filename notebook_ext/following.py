@@ -7,9 +7,17 @@ import contextlib
 import random
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from notebook_ext.errors import AnswerLost, EndpointError, JobLost, ProtocolError, ServerError
+from notebook_ext.errors import (
+    AnswerLost,
+    ConnectionFailed,
+    EndpointError,
+    JobLost,
+    ProtocolError,
+    RateLimitError,
+    ServerError,
+)
 from notebook_ext.types import Job, JobStatus, StreamChunk
 
 if TYPE_CHECKING:
@@ -76,11 +84,11 @@ class Following:
         for chunk in self._repaired(final):
             yield chunk
         yield final
-        if self._lost and not _aggregate(final) and (self._seen or self._held):
+        if self._lost and not _aggregate(final) and (self._seen or self._held or final.output == []):
             raise AnswerLost(
                 f"{self._lost} answer(s) of the stream of job {self._job_id} on {self._endpoint.id} were "
-                f"lost on the way: the job is {final.status}, but text may be missing, and the server keeps no "
-                "copy of what was streamed",
+                f"lost on the way: the job is {final.status}, but text may be missing, and the server keeps "
+                "no copy of what was streamed",
                 job_id=self._job_id,
             )
 
@@ -105,30 +113,42 @@ class Following:
         asked = time.monotonic()
         try:
             status, chunks = await self._endpoint.read_stream(
-                self._job_id, hold=self._hold, first_index=self._seen
+                self._job_id, hold=self._hold, first_index=self._seen + len(self._held)
             )
         except (AnswerLost, ServerError, ProtocolError) as error:
             self._lost += 1
-            self._failures += 1
-            if self._failures >= MOST_FAILURES:
-                raise AnswerLost(
-                    f"following job {self._job_id} on {self._endpoint.id} failed {self._failures} times in "
-                    f"a row; the last time: {error}. The job itself may go on: attach to it again, or cancel it",
-                    job_id=self._job_id,
-                ) from error
-            most = min(0.1 * 2**self._failures, 5.0)
-            await asyncio.sleep(random.uniform(most / 2, most))  # noqa: S311 - jitter, not a secret
+            await self._recover(error)
             return []
+        except (ConnectionFailed, RateLimitError) as error:  # nothing was drained
+            await self._recover(error)
+            return []
+        except JobLost:  # perhaps only its stream is unknown: not every job has one
+            status, chunks = (await self._endpoint.status(self._job_id)).status, []
         self._failures = 0
-        # the documentation's own example is a list without a status: ask for it
-        self._status = status or (await self._endpoint.status(self._job_id)).status
-        if not self._status.is_final:
+        if status is None:  # the documentation's own example is a list without a status: ask for it
+            with contextlib.suppress(EndpointError):  # the chunks are not to be lost with it
+                status = (await self._endpoint.status(self._job_id)).status
+        self._status = status
+        if status is None or not status.is_final:
             await self._pause(time.monotonic() - asked, chunks)
         if self._lost:
             self._held += chunks
             return []
         self._seen += len(chunks)
         return chunks
+
+    async def _recover(self, error: EndpointError) -> None:
+        """Let some time pass after a failure, or give up after too many in a row."""
+        self._failures += 1
+        if self._failures >= MOST_FAILURES:
+            raise AnswerLost(
+                f"following job {self._job_id} on {self._endpoint.id} failed {self._failures} times in "
+                f"a row; the last time: {error}. The job itself may go on: attach to it again, or cancel it",
+                job_id=self._job_id,
+            ) from error
+        most = min(0.1 * 2**self._failures, 5.0)
+        asked = error.retry_after if isinstance(error, RateLimitError) else None
+        await asyncio.sleep(asked or random.uniform(most / 2, most))  # noqa: S311 - jitter, not a secret
 
     async def _pause(self, took: float, chunks: list[StreamChunk]) -> None:
         """Not at all where the server holds or chunks come; else ever longer, so that nobody is hammered."""
@@ -142,11 +162,19 @@ class Following:
         pause = 0.2
         while not (await asyncio.wait({poll}, timeout=pause))[0]:
             pause = min(pause * 2, 5.0)
-            with contextlib.suppress(EndpointError):  # the open stream tells what is wrong, if anything is
-                job = await self._endpoint.status(self._job_id)
-                if differs(self._last, job):
-                    self._last = job
-                    yield job
+            look = asyncio.ensure_future(self._endpoint.status(self._job_id))
+            both: set[asyncio.Future[Any]] = {poll, look}
+            try:
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                if not look.done():  # the first chunk must not wait for a slow look
+                    return
+                with contextlib.suppress(EndpointError):  # the open stream tells what is wrong
+                    job = look.result()
+                    if differs(self._last, job):
+                        self._last = job
+                        yield job
+            finally:
+                await _stopped(look)
 
     def _changed_to(self, status: JobStatus | None) -> Job | None:
         """A snapshot for a state that only the stream has told so far."""
@@ -174,7 +202,7 @@ def _aggregate(job: Job) -> list[object]:
     return job.output if isinstance(job.output, list) else []
 
 
-async def _stopped(task: asyncio.Future[list[StreamChunk]]) -> None:
+async def _stopped(task: asyncio.Future[Any]) -> None:
     if not task.done():
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError, EndpointError):

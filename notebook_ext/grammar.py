@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import re
 import shlex
 from dataclasses import dataclass, field
@@ -55,16 +56,30 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser that raises instead of ending the process, and suggests near options."""
 
     def __init__(self, verb: str) -> None:
-        super().__init__(prog=f"%endpoint {verb}", add_help=False, allow_abbrev=False)
+        # a width of its own: help is the same in every terminal and notebook
+        formatter = functools.partial(argparse.HelpFormatter, width=100)
+        super().__init__(
+            prog=f"%endpoint {verb}", add_help=False, allow_abbrev=False, formatter_class=formatter
+        )
         self.verb = verb
 
     def error(self, message: str) -> NoReturn:
+        end = "" if message.endswith("?") else ";"
         raise InputError(
-            f"%endpoint {self.verb}: {message}; `%endpoint help {self.verb}` shows what it takes"
+            f"%endpoint {self.verb}: {message}{end} `%endpoint help {self.verb}` shows what it takes"
         )
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        near = difflib.get_close_matches(value, action.choices, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(action.choices)}"
+        self.error(f"{'/'.join(action.option_strings)} cannot be '{value[:40]}'; {hint}")
+
     def read(self, tokens: Sequence[str]) -> argparse.Namespace:
-        arguments, unknown = self.parse_known_intermixed_args(tokens)
+        if any(re.fullmatch(r"(--?\w[\w-]*=)?--", token) for token in tokens):
+            self.error("a value cannot be '--' alone")  # some versions of argparse lose it
+        arguments, unknown = self.parse_known_intermixed_args(_with_dashes_joined(tokens))
         if unknown:
             self._refuse(unknown[0])
         return arguments
@@ -76,6 +91,17 @@ class _Parser(argparse.ArgumentParser):
         known = [option for action in self._actions for option in action.option_strings]
         near = difflib.get_close_matches(flag, known, n=1)
         self.error(f"there is no option {flag[:40]}" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def _with_dashes_joined(tokens: Sequence[str]) -> list[str]:
+    """Make `--stop ---` one token: apart, argparse takes the dashes for an option."""
+    joined: list[str] = []
+    for token in tokens:
+        if len(token) > 2 and not token.strip("-") and joined and joined[-1].startswith("-"):
+            joined[-1] += f"={token}" if joined[-1].startswith("--") else token
+        else:
+            joined.append(token)
+    return joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -511,8 +537,11 @@ def words(text: str) -> list[str]:
     """Split as a POSIX shell does; each `{{ }}` is part of one word, whatever is in it."""
     holes: list[str] = []
     source, done = "", 0
+    mark = "\ue000"
+    while mark in text:
+        mark += "\ue000"
     for start, end in _templates(text):
-        source += text[done:start] + f"\ue000{len(holes)}\ue001"
+        source += text[done:start] + f"{mark}{len(holes)}\ue001"
         holes.append(text[start:end])
         done = end
     try:
@@ -522,7 +551,7 @@ def words(text: str) -> list[str]:
             f"a quote or backslash on the line is not closed ({str(error).lower()}): "
             "close it, or put prompt text after ' -- ', where quotes mean nothing"
         ) from None
-    return [re.sub("\ue000(\\d+)\ue001", lambda hole: holes[int(hole[1])], word) for word in found]
+    return [re.sub(f"{mark}(\\d+)\ue001", lambda hole: holes[int(hole[1])], word) for word in found]
 
 
 def _templates(text: str) -> list[tuple[int, int]]:

@@ -118,7 +118,7 @@ class JobHandle:
         self.job = job
         self.was_stopped = False
         self.notes: list[str] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a subscriber may end its own subscription
         self._subscribers: list[Callable[[Event], None]] = []
         self._begin()
 
@@ -130,9 +130,9 @@ class JobHandle:
         self._last_chunk: float | None = None
         self._health: Health | None = None
         self._ended: Ended | None = None
-        self._done: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self._changed: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self._id_known: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._done = _news()
+        self._changed = _news()
+        self._id_known = _news()
 
     def __repr__(self) -> str:
         return f"<JobHandle @{self.number} {self.endpoint} {self.status} {self.id or 'no id yet'}>"
@@ -339,8 +339,9 @@ class JobHandle:
                     subscriber(event)
                 except Exception:  # noqa: BLE001 - one bad view must not stop the job's watcher
                     _log.exception("a subscriber of @%s failed and is dropped", self.number)
-                    self._subscribers.remove(subscriber)
-            changed, self._changed = self._changed, concurrent.futures.Future()
+                    if subscriber in self._subscribers:
+                        self._subscribers.remove(subscriber)
+            changed, self._changed = self._changed, _news()
         changed.set_result(None)
         if (self.job.id or isinstance(event, Ended)) and not self._id_known.done():
             self._id_known.set_result(None)
@@ -378,6 +379,13 @@ class JobHandle:
             )
 
 
+def _news() -> concurrent.futures.Future[None]:
+    """A future for many waiters: one that stops waiting does not cancel it for the others."""
+    future: concurrent.futures.Future[None] = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
 class _Chunks:
     """A job's chunks, for both kinds of loop."""
 
@@ -387,11 +395,11 @@ class _Chunks:
     def __iter__(self) -> Iterator[StreamChunk]:
         index = 0
         while True:
-            change = self._handle.next_change()
+            change, is_last = self._handle.next_change(), self._handle.done
             for chunk in self._handle.streamed(index):
                 index += 1
                 yield chunk
-            if self._handle.done:
+            if is_last:
                 break
             self._handle.wait_for(change)
         if self._handle.error is not None:
@@ -400,11 +408,11 @@ class _Chunks:
     async def __aiter__(self) -> AsyncIterator[StreamChunk]:
         index = 0
         while True:
-            change = self._handle.next_change()
+            change, is_last = self._handle.next_change(), self._handle.done
             for chunk in self._handle.streamed(index):
                 index += 1
                 yield chunk
-            if self._handle.done:
+            if is_last:
                 break
             await asyncio.wrap_future(change)
         if self._handle.error is not None:

@@ -5,6 +5,7 @@ Only the session's loop thread writes. Keys and bucket credentials never enter i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sqlite3
@@ -104,14 +105,17 @@ class Journal:
 
     def __init__(self, path: str = ":memory:") -> None:
         self.path = path
-        try:
-            # Opened on one thread and used on the loop's; there is only one writer.
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            self._migrate()
-        except sqlite3.Error as error:
-            raise JournalError(f"the journal {path} cannot be opened: {error}") from error
+        with contextlib.ExitStack() as undo:
+            try:
+                # Opened on one thread and used on the loop's; there is only one writer.
+                self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+                undo.callback(self._db.close)
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA foreign_keys = ON")
+                self._migrate()
+            except sqlite3.Error as error:
+                raise JournalError(f"the journal {path} cannot be opened: {error}") from error
+            undo.pop_all()
 
     def _migrate(self) -> None:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -168,12 +172,12 @@ class Journal:
 
     def append(self, number: int, chunks: Iterable[StreamChunk]) -> None:
         """Keep streamed chunks, all of them in one transaction."""
+        rows = [(number, chunk.index, json.dumps(chunk.output)) for chunk in chunks]
         self._db.execute("BEGIN")
-        self._db.executemany(
-            "INSERT OR REPLACE INTO chunks (number, position, output) VALUES (?, ?, ?)",
-            [(number, chunk.index, json.dumps(chunk.output)) for chunk in chunks],
-        )
-        self._db.execute("COMMIT")
+        with self._db:  # commits, or rolls back
+            self._db.executemany(
+                "INSERT OR REPLACE INTO chunks (number, position, output) VALUES (?, ?, ?)", rows
+            )
 
     def restart(self, number: int) -> None:
         """Forget what a job streamed: it was retried, and begins again."""

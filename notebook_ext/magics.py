@@ -1,45 +1,27 @@
-"""EndpointMagics: `%endpoint` and `%%endpoint`, a thin skin over the session.
+"""EndpointMagics: `%endpoint` and `%%endpoint`, as IPython knows them.
 
-Parse, call the session, choose a view; whatever a magic does, a method does.
+What they do is in `verbs`, which the first use imports: loading the extension stays cheap.
 """
 
 from __future__ import annotations
 
-import getpass
-import importlib.metadata
-import json
-import os
-import sys
-import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 from traitlets import Bool
 
-from notebook_ext import config, grammar, profiles, prompts, providers, render
-from notebook_ext.arguments import Arguments
-from notebook_ext.errors import ConfigurationError, EndpointError, InputError
-from notebook_ext.handle import JobHandle
-from notebook_ext.kernel import allow_nested_loops
-from notebook_ext.protocol import JobRequest, Operation
-from notebook_ext.types import Health, Job, JobStatus
-from notebook_ext.view import facts
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from notebook_ext.cells import JobCells
-    from notebook_ext.connection import Connection, Submission
-    from notebook_ext.grammar import Command
     from notebook_ext.kernel import FrontEnd
     from notebook_ext.session import Session
-    from notebook_ext.view import JobView
+    from notebook_ext.verbs import Verbs
 
-__all__ = ["EndpointMagics", "JobTable"]
+__all__ = ["EndpointMagics"]
 
 
-class JobTable(list[JobHandle]):
-    """The jobs that `%endpoint jobs` listed."""
+def _overview() -> str:
+    from notebook_ext import grammar
+
+    return grammar.overview()
 
 
 @magics_class
@@ -50,442 +32,55 @@ class EndpointMagics(Magics):
         False, help="Let asyncio.run(...) work inside cells, by nest_asyncio2; it cannot be undone."
     ).tag(config=True)
 
-    def __init__(self, shell: Any, session: Session, front_end: FrontEnd, cells: JobCells) -> None:
+    def __init__(self, shell: Any, front_end: FrontEnd) -> None:
         super().__init__(shell)
-        self.session = session
-        self.front_end = front_end
-        self._cells = cells
-        self._namespace: dict[str, Any] = shell.user_ns
-        self._shown: list[Any] = []
-        if self.nested_loops:
-            allow_nested_loops()
-        self.observe(lambda _: allow_nested_loops(), names="nested_loops")
-
-    # ------------------------------------------------------------------ in and out
+        self._front_end = front_end
+        self._verbs: Verbs | None = None
+        self.observe(lambda _: self._nest_loops(), names="nested_loops")
+        self._nest_loops()
 
     @no_var_expand
     @line_cell_magic
     def endpoint(self, line: str, cell: str | None = None) -> Any:
         """Call a serverless endpoint; `%endpoint help` lists what can be done."""
-        command = None
-        try:
-            if not line.strip() and not (cell or "").strip():
-                return self._print(grammar.overview())
-            command = grammar.parse(line, cell, endpoints=self.session.names())
-            do: Callable[[Command, Arguments], Any] = getattr(self, f"_do_{command.verb.name}")
-            return do(command, Arguments(command, self._namespace))
-        except EndpointError as error:
-            # a line that cannot be read may still ask for it
-            options = vars(command.arguments) if command else {"debug": "--debug" in line.split()}
-            if options.get("debug"):
-                error.show_traceback()
-            raise
+        return self.verbs.do(line, cell)
 
-    def display_value(self, value: Any) -> None:
-        """Show a value that is a cell's result, unless the magic has shown it already."""
-        if any(value is shown for shown in self._shown):
-            return
-        if isinstance(value, JobHandle):
-            self._cells.show_end(value)
-        else:
-            self.front_end.cell().show(_bundle(value))
+    endpoint.getdoc = _overview  # type: ignore[union-attr]  # what `%endpoint?` shows
 
-    def _show(self, value: Any) -> Any:
-        """Show a value where the magic stands, and give it back."""
-        self.front_end.cell().show(_bundle(value))
-        return self._as_shown(value)
+    @property
+    def verbs(self) -> Verbs:
+        """What does the work; made when it is first needed."""
+        if self._verbs is None:
+            from notebook_ext import config, grammar
+            from notebook_ext.session import default_session
+            from notebook_ext.verbs import Verbs
 
-    def _as_shown(self, value: Any) -> Any:
-        """Give a value back that the cell shows already, so that its result draws nothing more."""
-        self._shown.append(value)
-        self.front_end.at_end_of_cell(self._shown.clear)
-        return value
+            session = default_session()
+            session.wait_step = self._front_end.wait
+            session.config = config.Config(reserved=frozenset(grammar.VERBS))
+            self._verbs = Verbs(self.shell, session, self._front_end)
+        return self._verbs
 
-    def _print(self, text: str) -> None:
-        print(text)
+    @property
+    def session(self) -> Session:
+        """The endpoints and jobs that the magics know."""
+        return self.verbs.session
 
-    def _handle(self, reference: str) -> JobHandle:
-        reference = str(prompts.expand(reference, self._namespace))
-        found = self._namespace.get(reference)
-        if isinstance(found, JobHandle):
-            return found
-        return self.session.find(found.id if isinstance(found, Job) else reference)
+    def display(self, value: Any) -> None:
+        """Show a job, a handle, counters or a list of jobs that is a cell's result."""
+        self.verbs.display(value)
 
-    def _keep(self, command: Command, handle: JobHandle) -> JobHandle:
-        """Bind what `-o` names, and let the result be the handle, which the cell has shown already."""
-        if getattr(command.arguments, "out", None):
-            self._namespace[command.arguments.out] = handle
-        self._as_shown(handle)
-        return handle
+    def close(self, *, cancel: bool = False) -> None:
+        """End the session, if there is one.
 
-    def _connection(self, arguments: Arguments) -> Connection:
-        return self.session.connect(arguments.text("target") or self.session.default_name())
+        Args:
+            cancel: Stop the remote jobs that still run; else they go on.
+        """
+        if self._verbs is not None:
+            self._verbs.session.close(cancel=cancel)
 
-    # ------------------------------------------------------------------ run
+    def _nest_loops(self) -> None:
+        if self.nested_loops:
+            from notebook_ext.kernel import allow_nested_loops
 
-    def _do_run(self, command: Command, arguments: Arguments, *, sync: bool = False) -> Any:
-        if command.assign is not None and command.arguments.bg:
-            raise InputError(
-                f"{command.assign} << waits for the result, and --bg does not; -o {command.assign} keeps the "
-                "job's handle instead"
-            )
-        connection = self._connection(arguments)
-        profile = profiles.get(arguments.text("profile") or connection.profile)
-        kind, submission = arguments.submission(profile, sync=sync, cell=self._cell_id())
-        timeout = arguments.seconds("timeout")
-        if command.arguments.dry_run:
-            return self._print(_dry_run(connection, submission, kind, profile.name))
-        handle = self.session.submit(connection, submission, profile=profile.name)
-        self._keep(command, handle)
-        if config.looks_like_key(_typed(command)):
-            handle.notes.append("this cell seems to hold a key: put it in a variable before you share it")
-        view = self._view(command, handle, owns_cell=command.body is not None)
-        self._wait_or_leave(command, view, timeout)
-        if command.assign is None:
-            return handle
-        self._namespace[command.assign] = view.final.value if view.final is not None else None
-        return None
-
-    def _do_runsync(self, command: Command, arguments: Arguments) -> Any:
-        return self._do_run(command, arguments, sync=True)
-
-    def _view(self, command: Command, handle: JobHandle, *, owns_cell: bool = False) -> JobView:
-        options = command.arguments
-        is_background = getattr(options, "bg", False)
-        if is_background and self.front_end.is_terminal:
-            self._print(f"@{handle.number} runs in the background: `%endpoint stream @{handle.number}` shows it")
-        return self._cells.show(
-            handle,
-            output_format=options.format,
-            owns_cell=owns_cell,
-            is_background=is_background,
-            is_quiet=options.quiet,
-        )
-
-    def _wait_or_leave(self, command: Command, view: JobView, timeout: float | None) -> None:
-        cancels = command.arguments.on_interrupt == "cancel"
-        if not getattr(command.arguments, "bg", False):
-            self._cells.wait(view, timeout=timeout, cancels=cancels)
-            return
-        self._cells.leave(view, timeout=timeout, cancels=cancels)
-
-    def _cell_id(self) -> str | None:
-        kernel = getattr(self.shell, "kernel", None)
-        cell = kernel.get_parent("shell").get("metadata", {}).get("cellId") if kernel is not None else None
-        return cell if isinstance(cell, str) else None
-
-    # ------------------------------------------------------------------ jobs
-
-    def _do_status(self, command: Command, _: Arguments) -> Any:
-        handle = self._handle(command.arguments.job)
-        job = self.session.look(handle)
-        self.front_end.cell().show(render.job(job, handle.number))
-        return self._as_shown(job)
-
-    def _do_wait(self, command: Command, arguments: Arguments) -> Any:
-        handles = [self._handle(reference) for reference in command.arguments.job or ["@last"]]
-        self._wait_for(handles, command, arguments)
-        for handle in handles:
-            self.front_end.cell().show(render.footer_bundle(facts(handle, None)))
-        failed = next((handle.error for handle in handles if handle.error is not None), None)
-        if failed is not None:
-            raise failed
-        return self._keep(command, handles[0]) if len(handles) == 1 else None
-
-    def _wait_for(self, handles: list[JobHandle], command: Command, arguments: Arguments) -> None:
-        cancels = command.arguments.on_interrupt == "cancel"
-        self._cells.wait_for_all(handles, timeout=arguments.seconds("timeout"), cancels=cancels)
-
-    def _do_result(self, command: Command, arguments: Arguments) -> Any:
-        handle = self._handle(command.arguments.job)
-        self._wait_for([handle], command, arguments)
-        if handle.error is not None:
-            raise handle.error
-        value = self._cells.final(handle).value
-        if command.assign is None:
-            return value
-        self._namespace[command.assign] = value
-        return None
-
-    def _do_show(self, command: Command, _: Arguments) -> JobHandle:
-        handle = self._keep(command, self._handle(command.arguments.job))
-        if handle.done:
-            self._cells.show_end(handle, command.arguments.format)
-        else:
-            command.arguments.bg = True
-            self._cells.leave(self._view(command, handle), timeout=None, cancels=False)
-        return handle
-
-    def _do_stream(self, command: Command, arguments: Arguments) -> JobHandle:
-        handle = self._keep(command, self._handle(command.arguments.job))
-        self._wait_or_leave(command, self._view(command, handle), arguments.seconds("timeout"))
-        return handle
-
-    def _do_cancel(self, command: Command, _: Arguments) -> None:
-        if command.arguments.all:
-            handles = self.session.active()
-        else:
-            handles = [self._handle(reference) for reference in command.arguments.job or ["@last"]]
-        self._print("\n".join(map(str, self._cells.stop(handles))) or "nothing is running")
-
-    def _do_retry(self, command: Command, arguments: Arguments) -> JobHandle:
-        handle = self._keep(command, self._handle(command.arguments.job).retry())
-        self._wait_or_leave(command, self._view(command, handle), arguments.seconds("timeout"))
-        return handle
-
-    def _do_jobs(self, command: Command, arguments: Arguments) -> Any:
-        since = arguments.seconds("since")
-        return self._show(
-            JobTable(
-                handle
-                for _, handle in sorted(self.session.handles.items())
-                if not handle.never_submitted
-                and not (command.arguments.active and handle.done)
-                and (since is None or time.time() - handle.submitted_at <= since)
-            )
-        )
-
-    # ------------------------------------------------------------------ endpoints
-
-    def _do_health(self, _: Command, arguments: Arguments) -> Health:
-        connection = self._connection(arguments)
-        health = connection.health()
-        self.front_end.cell().show(render.health(health, connection.name))
-        self._as_shown(health)
-        return health
-
-    def _do_purge(self, command: Command, arguments: Arguments) -> None:
-        connection = self._connection(arguments)
-        name = connection.name
-        if not command.arguments.yes:
-            waiting = connection.health().jobs["in_queue"]
-            mine = sum(
-                handle.endpoint == name and handle.status is JobStatus.IN_QUEUE
-                for handle in self.session.active()
-            )
-            question = f"Remove all {waiting} queued jobs of {name}, {mine} of them this notebook's?"
-            if self.front_end.is_headless:
-                raise InputError(f"{question} Nobody can be asked here: add --yes")
-            try:
-                answer = input(f"{question} [y/N] ")
-            except EOFError:
-                raise InputError("nobody answered, so nothing was removed; --yes does not ask") from None
-            if answer.strip().lower() not in ("y", "yes"):
-                self._print("nothing was removed")
-                return
-        removed = connection.purge_queue()
-        self._print(
-            f"{removed} queued job{'' if removed == 1 else 's'} of {name} removed; running ones go on"
-        )
-
-    def _do_serve(self, command: Command, arguments: Arguments) -> None:
-        options, name = command.arguments, command.arguments.name
-        if name in grammar.VERBS:
-            raise InputError(f"'{name}' is a verb of %endpoint, so it cannot name an endpoint")
-        if options.stop:
-            if self.session.queue(name) is None:
-                raise InputError(f"'{name}' is not served here")
-            self.session.forget(name)
-            return self._print(f"{name} is served no longer, and its jobs are gone")
-        workers = arguments.integer("workers") or 1
-        connection = self.session.serve(
-            name,
-            self._handler(command),
-            workers=workers,
-            port=arguments.integer("port") or 0,
-            return_aggregate_stream=not options.no_aggregate,
-            dials=_dials(arguments),
-            upstream=_upstream(arguments),
-        )
-        return self._print(
-            f"{name} is served at {connection.provider.base_url}/{name} by {workers} "
-            f"worker{'' if workers == 1 else 's'}.\n"
-            f"%endpoint run {name} -- PROMPT calls it, %endpoint serve {name} --stop ends it."
-        )
-
-    def _handler(self, command: Command) -> Any:
-        """What is to be served: the cell's own function, one of the notebook, or a built-in one's name."""
-        wanted = command.arguments.handler
-        if command.body is not None:
-            return self._defined(command.body, wanted or "handler")
-        if wanted is None:
-            raise InputError(
-                f"what is to be served? --handler FUNCTION, --handler {'|'.join(grammar.HANDLERS)}, or a "
-                "cell %%endpoint serve NAME that defines handler(job)"
-            )
-        found = self._namespace.get(wanted)
-        if callable(found) or wanted in grammar.HANDLERS:
-            return found if callable(found) else wanted
-        raise InputError(f"there is neither a function '{wanted}' here nor a built-in handler of that name")
-
-    def _defined(self, body: str, name: str) -> Any:
-        """Run a cell's body in the user's namespace, and take the function that it defines."""
-        shell = cast("Any", self.shell)
-        before = self._namespace.pop(name, None)
-        try:
-            source = shell.transform_cell(body)
-            filename = shell.compile.cache(source, raw_code=body)
-            exec(compile(source, filename, "exec"), self._namespace)  # noqa: S102 - the user's own
-            if not callable(self._namespace.get(name)):
-                raise InputError(f"the cell defines no function '{name}'; `def {name}(job): ...` is expected")
-        finally:
-            if before is not None:
-                self._namespace.setdefault(name, before)
-        return self._namespace[name]
-
-    def _do_connect(self, command: Command, arguments: Arguments) -> None:
-        options, name = command.arguments, command.arguments.name
-        base, endpoint_id = providers.split_endpoint_url(options.endpoint)
-        is_url = "://" in options.endpoint
-        if is_url and endpoint_id is None:
-            raise InputError(
-                "a URL to connect to ends in /v2/ENDPOINT-ID; or give the id, and --provider URL"
-            )
-        if is_url and options.provider:
-            raise InputError("the URL says already which provider it is; leave --provider out")
-        if self.session.queue(name) is not None:
-            raise InputError(f"'{name}' is served by this notebook; choose another name, or stop it first")
-        profiles.get(options.profile)
-        saved = config.SavedEndpoint(
-            name=name,
-            endpoint_id=endpoint_id or options.endpoint,
-            provider=base if is_url else options.provider or "runpod",
-            profile=options.profile,
-            key_variable=options.key_env,
-            rate=arguments.number("rate"),
-        )
-        path = self.session.config.save(saved, project=options.project)
-        self.session.forget(name)
-        provider = self.session.connect(name).provider
-        if options.use:
-            self.session.use(name)
-        key = config.find_key(provider, name=name, variable=saved.key_variable)
-        has_key = f"its key comes from {key.source}" if key else f"it has no key yet: %endpoint login {name}"
-        self._print(f"{name} is {saved.endpoint_id} at {provider.name}, saved in {path}; {has_key}")
-
-    def _do_use(self, command: Command, _: Arguments) -> None:
-        self.session.use(command.arguments.name)
-        self._print(f"{command.arguments.name} is the default endpoint")
-
-    def _do_list(self, _: Command, __: Arguments) -> None:
-        default, names = self.session.default_name(), self.session.names()
-        width = max(map(len, names))
-        self._print(
-            "\n".join(
-                f"{'*' if name == default else ' '} {name:{width}}  {self.session.describe(name)}"
-                for name in names
-            )
-        )
-
-    def _do_forget(self, command: Command, _: Arguments) -> None:
-        name = command.arguments.name
-        if self.session.queue(name) is not None:
-            raise InputError(f"'{name}' is served by this notebook: %endpoint serve {name} --stop ends it")
-        path = self.session.config.forget(name)
-        self.session.forget(name)
-        self._print(f"{name} is forgotten in {path}")
-
-    def _do_login(self, command: Command, _: Arguments) -> None:
-        name = command.arguments.name
-        saved = self.session.config.endpoints.get(name)
-        if saved is not None:
-            provider = providers.resolve(saved.provider)
-        elif name in providers.PROVIDERS:
-            provider = providers.resolve(name)
-        else:
-            provider = self.session.connect(name).provider
-        if self.front_end.is_headless:
-            variable = (saved.key_variable if saved else None) or provider.key_variable
-            raise ConfigurationError(
-                f"nobody can type a key here: set the variable {variable} before the run"
-            )
-        key = getpass.getpass(f"Key of {name}: ")
-        where = config.remember_key(provider, key, name=name if saved is not None else None)
-        kept = "kept in the keyring" if where == "keyring" else "remembered until this kernel ends"
-        self._print(f"the key of {name} is {kept}")
-
-    # ------------------------------------------------------------------ help
-
-    def _do_help(self, command: Command, _: Arguments) -> None:
-        topic = command.arguments.topic
-        self._print(grammar.help_text(topic) if topic else grammar.overview())
-
-    def _do_version(self, _: Command, __: Arguments) -> None:
-        found = []
-        for name in ("notebook_ext", "ipython", "ipykernel", "ipywidgets", "httpx"):
-            try:
-                found.append(f"{name} {importlib.metadata.version(name)}")
-            except importlib.metadata.PackageNotFoundError:
-                found.append(f"no {name}")
-        self._print(f"{', '.join(found)}, Python {sys.version.split()[0]}")
-
-
-EndpointMagics.endpoint.__doc__ = grammar.overview()  # what `%endpoint?` shows
-
-
-def _bundle(value: Any) -> dict[str, Any]:
-    if isinstance(value, Job):
-        return render.job(value)
-    if isinstance(value, Health):
-        return render.health(value, "health")
-    return render.jobs([_row(handle) for handle in value])
-
-
-def _row(handle: JobHandle) -> render.JobRow:
-    return render.JobRow(
-        number=handle.number,
-        endpoint=handle.endpoint,
-        job_id=handle.id,
-        status=handle.status,
-        prompt=prompts.first_words(handle.input),
-        submitted_at=handle.submitted_at,
-        queue=handle.job.delay_time,
-        run=handle.job.execution_time,
-    )
-
-
-def _typed(command: Command) -> str:
-    """All that was typed, to look for keys in it."""
-    values = [value for value in vars(command.arguments).values() if isinstance(value, (str, list))]
-    return "\n".join(map(str, [*values, command.prompt or "", command.body or ""]))
-
-
-def _dry_run(connection: Connection, submission: Submission, kind: str, profile: str) -> str:
-    """The exact request, without its secrets."""
-    provider = connection.provider
-    route = provider.route(Operation.RUNSYNC if submission.sync else Operation.RUN)
-    hidden = {"[not shown]": ""} if submission.s3_config else None
-    request = JobRequest(submission.input, submission.policy, submission.webhook, None, hidden)
-    document = request.to_json(provider.dialect, queued=not submission.sync)
-    try:
-        body = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"the input is not JSON: {error}; nothing was sent") from error
-    return (
-        f"{route.method} {provider.base_url}{route.fill(connection.endpoint.id)}\n"
-        "Authorization: Bearer [key]\nContent-Type: application/json\n\n"
-        f"{body}\n\n(body read as {kind}, profile {profile}; nothing was sent)"
-    )
-
-
-def _dials(arguments: Arguments) -> Any:
-    from notebook_ext.server import Dials  # brings starlette
-
-    return Dials(
-        cold_start=arguments.seconds("cold_start") or 0.0,
-        fail=arguments.number("fail") or 0.0,
-        throttle=arguments.number("throttle") or 0.0,
-        latency=arguments.seconds("latency") or 0.0,
-        expire=arguments.seconds("expire"),
-        rate_limit=arguments.integer("rate_limit"),
-    )
-
-
-def _upstream(arguments: Arguments) -> Any:
-    url = arguments.text("upstream")
-    if url is None:
-        return None
-    from notebook_ext.server import Upstream
-
-    variable = arguments.text("upstream_key_env")
-    return Upstream(url, api_key=lambda: os.environ.get(variable) if variable else None)
+            allow_nested_loops()

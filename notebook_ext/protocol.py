@@ -6,6 +6,7 @@ Milliseconds, camelCase and the providers' own words live in this module only.
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
 import time
@@ -394,13 +395,11 @@ def read_worker_error(value: Any) -> WorkerError:
 def _parsed(text: str) -> Any:
     if not text.lstrip().startswith("{"):
         return None
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         return json.loads(text)
-    except ValueError:
-        try:
-            return ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return None
+    with contextlib.suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return ast.literal_eval(text.strip())
+    return None
 
 
 def _from_mapping(value: Mapping[Any, Any], raw: Any) -> WorkerError:

@@ -6,7 +6,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import difflib
-import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -74,6 +73,8 @@ class Session:
         self.wait_step = wait_step or _wait
         self.handles: dict[int, JobHandle] = {}
         self._connections: dict[str, Connection] = {}
+        self._endpoints: list[Endpoint] = []  # all that were made: a name may lead elsewhere by now
+        self._asked: dict[int, Endpoint] = {}
         self._limits: dict[tuple[str, str], Limits] = {}
         self._server: EmbeddedServer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -218,6 +219,7 @@ class Session:
 
         limits = self._limits.setdefault((provider.base_url, endpoint_id), Limits(provider.limits))
         endpoint = Endpoint(endpoint_id, provider, key, limits=limits)
+        self._endpoints.append(endpoint)
         return Connection(self, name, endpoint, profile=profile, rate=rate)
 
     def _serving(self, port: int) -> EmbeddedServer:
@@ -282,6 +284,7 @@ class Session:
             rate=connection.rate,
         )
         self.handles[number] = handle
+        self._asked[number] = connection.endpoint
         self._start(self._run(handle, connection.endpoint, submission))
         return handle
 
@@ -318,6 +321,7 @@ class Session:
             rate=connection.rate,
         )
         self.handles[handle.number] = handle
+        self._asked[handle.number] = connection.endpoint
         handle.saw(job)
         self._start(self._keep_following(handle, connection.endpoint))
         return handle
@@ -367,14 +371,14 @@ class Session:
 
     def retry(self, handle: JobHandle) -> None:
         """Queue a failed job again, and follow it again."""
-        connection = self._known(handle.endpoint)
-        job = self.ask(connection.endpoint.retry(handle.id))
+        endpoint = self._asked[handle.number]
+        job = self.ask(endpoint.retry(handle.id))
 
         def begin_again() -> None:
             handle.begin_again()
             self.journal.restart(handle.number)
             self._saw(handle, job)
-            self._start(self._keep_following(handle, connection.endpoint))
+            self._start(self._keep_following(handle, endpoint))
 
         self.on_loop(begin_again)
 
@@ -405,21 +409,13 @@ class Session:
 
     def on_loop(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a quick function on the loop thread, where all state changes, and return what it returns."""
+        if self.loop.in_thread:
+            return function(*arguments)
 
         async def call() -> T:
             return function(*arguments)
 
         return self.loop.submit(call()).result()
-
-    def warm_up(self) -> None:
-        """Import what the first request needs, and build the TLS context, in a thread of its own."""
-
-        def import_and_build() -> None:
-            from notebook_ext import transport
-
-            transport.ssl_context()
-
-        threading.Thread(target=import_and_build, name="notebook_ext warm-up", daemon=True).start()
 
     def close(self, *, cancel: bool = False, timeout: float = 1.5) -> list[Stopped]:
         """End everything: the loop's thread, its sockets, what is served.
@@ -439,7 +435,7 @@ class Session:
                 stopped = self.loop.submit(self._stop_all(self.active(), timeout)).result(timeout + 0.5)
         self._closed = True
         with contextlib.suppress(Exception):
-            if self._server is not None or self._connections:
+            if self._server is not None or self._endpoints:
                 self.loop.submit(self._close()).result(5.0)
         self.loop.close()
         self.journal.close()
@@ -470,8 +466,12 @@ class Session:
             self.journal.discard(handle.number)
             handle.saw(Ended(error))
         except asyncio.CancelledError:
+            self._saw(handle, replace(handle.job, status=JobStatus.AMBIGUOUS, seen_at=time.time()))
             handle.saw(Ended(_closed_while(handle)))
             raise
+        except Exception as bug:  # noqa: BLE001 - whoever waits for this job must hear of it
+            self._saw(handle, replace(handle.job, status=JobStatus.AMBIGUOUS, seen_at=time.time()))
+            handle.saw(Ended(EndpointError(f"submitting @{handle.number} broke: {bug!r}")))
         else:
             self._saw(handle, job)
             await self._keep_following(handle, endpoint)
@@ -490,6 +490,9 @@ class Session:
                 handle.notes.append("text may be missing: answers were lost on the way")
             else:
                 error = job_error(handle.job) or lost
+        except JobLost as lost:
+            self._saw(handle, lost.job)
+            error = lost
         except EndpointError as failure:
             error = failure
         except asyncio.CancelledError:
@@ -533,7 +536,7 @@ class Session:
 
     async def _look(self, handle: JobHandle) -> Job:
         if handle.id:
-            endpoint = self._endpoint_of(handle)
+            endpoint = self._asked[handle.number]
             try:
                 job = await endpoint.status(handle.id)
             except JobLost as error:
@@ -550,7 +553,7 @@ class Session:
         await handle.id_known()
         if handle.done:
             return _outcome(handle, handle.error)
-        endpoint = self._endpoint_of(handle)
+        endpoint = self._asked[handle.number]
         try:
             async with asyncio.timeout(STOP_PATIENCE):
                 await endpoint.cancel(handle.id)
@@ -578,21 +581,13 @@ class Session:
 
         return list(await asyncio.gather(*map(stop, handles)))
 
-    def _endpoint_of(self, handle: JobHandle) -> Endpoint:
-        connection = self._connections.get(handle.endpoint)
-        if connection is None:
-            raise ConfigurationError(
-                f"the endpoint '{handle.endpoint}' of @{handle.number} is no longer known"
-            )
-        return connection.endpoint
-
     async def _close(self) -> None:
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for connection in self._connections.values():
-            await connection.endpoint.aclose()
+        for endpoint in self._endpoints:
+            await endpoint.aclose()
         if self._server is not None:
             await self._server.stop()
 

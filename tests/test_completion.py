@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from IPython.core import completer
@@ -17,6 +16,9 @@ from notebook_ext import completion, grammar
 from notebook_ext.errors import ConfigurationError
 from notebook_ext.profiles import PROFILES
 from notebook_ext.providers import PROVIDERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @magics_class
@@ -204,7 +206,11 @@ def test_jobs_have_a_hint(shell: InteractiveShell, magics: Recorder) -> None:
 
 
 def test_offers_replace_what_is_typed(shell: InteractiveShell, magics: Recorder) -> None:
-    for cell, typed in (("%endpoint status @l", "@l"), ("%endpoint run --max-t", "--max-t"), ("%endpoint ", "")):
+    for cell, typed in (
+        ("%endpoint status @l", "@l"),
+        ("%endpoint run --max-t", "--max-t"),
+        ("%endpoint ", ""),
+    ):
         assert {cell[offer.start : offer.end] for offer in _completions(shell, cell)} == {typed}
         with pytest.warns(PendingDeprecationWarning):  # what kernels call that do not want types
             assert shell.complete("", cell, len(cell))[0] == typed

@@ -36,7 +36,8 @@ def put(folder: Path, name: str, script: str = "#!/bin/sh\n") -> Path:
 
 @pytest.mark.parametrize("name", BROWSERS)
 def test_an_installed_browser_is_used(machine, name):
-    assert find_chromium() == str(put(machine, name))
+    browser = put(machine, name)
+    assert find_chromium() == str(browser)
 
 
 def test_the_browser_that_is_asked_for_is_used(machine, monkeypatch):
@@ -60,7 +61,7 @@ def test_debians_package_is_installed_where_there_is_none(machine, monkeypatch, 
 
 
 def test_where_nothing_can_be_installed_it_says_what_to_do(machine, monkeypatch):
-    with pytest.raises(RuntimeError, match="apt-get install chromium.*LAB_CHROMIUM"):
+    with pytest.raises(RuntimeError, match=r"apt-get install chromium.*LAB_CHROMIUM"):
         find_chromium()
     put(machine, "apt-get", "#!/bin/sh\necho no space left\nexit 100\n")
     monkeypatch.setattr(os, "geteuid", lambda: 0)

@@ -203,6 +203,29 @@ def test_openai_streams_the_text_while_the_upstream_still_writes() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("models", "asked"),
+    [
+        (answer(200, b'{"data": [{"id": "first"}, {"id": "second"}]}'), {"model": "first"}),
+        (answer(404, b"no such page"), {}),
+        (answer(200, b'{"data": []}'), {}),
+        (answer(200, b"[[]]"), {}),
+    ],
+)
+def test_where_no_model_is_named_the_first_one_is_taken(models: bytes, asked: dict[str, str]) -> None:
+    async def scenario() -> None:
+        replies = [models, SSE + event("fine")]
+        async with other(lambda n: replies[n]) as server, serving() as api:
+            api.server.serve("demo", "openai", upstream=upstream(server))
+            assert (await api.result("demo", {"prompt": "hi"}))["output"] == ["fine"]
+            first, second = server.received
+            assert (first.method, first.path) == ("GET", "/v1/models")
+            assert first.headers["authorization"] == f"Bearer {KEY}"
+            assert {key: value for key, value in second.body.items() if key == "model"} == asked
+
+    asyncio.run(scenario())
+
+
 def test_cancel_hangs_up_on_the_upstream() -> None:
     async def responds() -> AsyncIterator[bytes]:
         yield SSE + event("a")
@@ -211,7 +234,7 @@ def test_cancel_hangs_up_on_the_upstream() -> None:
     async def scenario() -> None:
         async with other(lambda n: responds()) as server, serving() as api:
             api.server.serve("demo", "openai", upstream=upstream(server, None))
-            job = await api.run("demo", {"messages": []})
+            job = await api.run("demo", {"messages": [], "model": "m"})
             await api.get(f"/demo/stream/{job}")
             await api.post(f"/demo/cancel/{job}")
             await asyncio.wait_for(server.hung_up.wait(), 5)
@@ -238,7 +261,7 @@ def test_an_upstream_that_fails_is_a_failed_job_with_the_reason(response: bytes,
     async def scenario() -> None:
         async with other(lambda n: response) as server, serving() as api:
             api.server.serve("demo", "openai", upstream=upstream(server))
-            document = await api.result("demo", {"prompt": "hi"})
+            document = await api.result("demo", {"prompt": "hi", "model": "m"})
             assert document["status"] == "FAILED"
             assert words in read_worker_error(document["error"]).message
             assert KEY not in json.dumps(document)

@@ -6,6 +6,7 @@ The only module of the server that imports httpx.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 from contextvars import Context
@@ -19,6 +20,7 @@ import httpx
 from notebook_ext.errors import ConfigurationError, EndpointError, InputError
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncGenerator, Callable, Mapping
 
 __all__ = ["Upstream", "Webhooks", "check_url", "stream_chat"]
@@ -61,8 +63,19 @@ def _is_loopback(url: str) -> bool:
 
 
 def _client(url: str, timeout: httpx.Timeout | float) -> httpx.AsyncClient:
-    # A proxy from the environment is for the world, not for this machine.
-    return httpx.AsyncClient(timeout=timeout, follow_redirects=False, trust_env=not _is_loopback(url))
+    local = _is_loopback(url)
+    return httpx.AsyncClient(
+        timeout=timeout,
+        follow_redirects=False,
+        trust_env=not local,  # a proxy from the environment is for the world, not for this machine
+        verify=_certificates() if not local or url.startswith("https:") else False,
+    )
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Loaded once: it takes 30 ms, in which the event loop stands still."""
+    return httpx.create_ssl_context()
 
 
 class Webhooks:
@@ -146,20 +159,24 @@ class UpstreamError(EndpointError):
 async def stream_chat(upstream: Upstream, body: Mapping[str, Any]) -> AsyncGenerator[str]:
     """Ask `/chat/completions` with `stream: true` and yield the text as it comes.
 
+    Where the body names no model, the upstream's first one is taken: a local server mostly has one.
+
     Raises:
         UpstreamError: With the upstream's own words, but never with the key.
     """
-    url = upstream.url.rstrip("/") + "/chat/completions"
+    base = upstream.url.rstrip("/")
+    url = f"{base}/chat/completions"
     headers = upstream.headers()
     try:
-        async with (
-            _client(url, UPSTREAM_TIMEOUT) as client,
-            client.stream("POST", url, json={**body, "stream": True}, headers=headers) as answer,
-        ):
-            if answer.status_code != 200:
-                raise UpstreamError(await _refusal(answer, headers))
-            async for line in answer.aiter_lines():
-                if line.startswith("data:"):
+        async with _client(url, UPSTREAM_TIMEOUT) as client:
+            model = body.get("model") or await _first_model(client, f"{base}/models", headers)
+            asked = {**body, **({"model": model} if model else {}), "stream": True}
+            async with client.stream("POST", url, json=asked, headers=headers) as answer:
+                if answer.status_code != 200:
+                    raise UpstreamError(await _refusal(answer, headers))
+                async for line in answer.aiter_lines():
+                    if not line.startswith("data:"):
+                        continue
                     data = line[5:].strip()
                     if data == "[DONE]":
                         return
@@ -169,6 +186,16 @@ async def stream_chat(upstream: Upstream, body: Mapping[str, Any]) -> AsyncGener
         raise UpstreamError(
             f"the upstream {urlsplit(url).netloc} did not answer: {type(error).__name__}"
         ) from None
+
+
+async def _first_model(client: httpx.AsyncClient, url: str, headers: Mapping[str, str]) -> str | None:
+    """None where it does not tell: then it has to say itself what is missing."""
+    answer = await client.get(url, headers=headers)
+    try:
+        name = answer.json()["data"][0]["id"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return name if isinstance(name, str) else None
 
 
 async def _refusal(answer: httpx.Response, headers: Mapping[str, str]) -> str:

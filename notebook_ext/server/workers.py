@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from notebook_ext.server import prints
 from notebook_ext.server.handlers import Reporter, call, call_async, is_async
-from notebook_ext.server.queue import Attempt, Outcome, Queue
+from notebook_ext.server.queue import Attempt, Handler, Outcome, Queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -153,7 +153,11 @@ class _Worker:
             await self._queue.pause(THROTTLED_FOR)
 
     async def _execute(self, attempt: Attempt) -> None:
-        execution = self._pool.start(attempt)
+        try:
+            execution = self._pool.start(attempt)
+        except RuntimeError as error:  # the system gives no more threads
+            self._queue.finish(attempt, Outcome(error=f"the handler could not be started: {error}"))
+            return
         stop = asyncio.ensure_future(attempt.stop.wait())
         try:
             await asyncio.wait((execution.done, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -202,13 +206,16 @@ class _Execution:
 class _ThreadExecution(_Execution):
     """A plain handler: a generator stops at its next yield, a plain function cannot be stopped."""
 
-    def __init__(self, handler: Callable[[dict[str, Any]], Any], reporter: Reporter, name: str) -> None:
+    def __init__(self, handler: Handler, reporter: Reporter, name: str) -> None:
         super().__init__(reporter)
-        # A thread starts with an empty context, and as a daemon it cannot hold the process.
+        # A context of its own, as for async handlers; and as a daemon it cannot hold the process.
         self._thread = threading.Thread(
-            target=lambda: self._report(call(handler, reporter)), name=name, daemon=True
+            target=Context().run, args=(self._run, handler, reporter), name=name, daemon=True
         )
         self._thread.start()
+
+    def _run(self, handler: Handler, reporter: Reporter) -> None:
+        self._report(call(handler, reporter))
 
     def join(self) -> None:
         if self.done.done():
@@ -218,15 +225,13 @@ class _ThreadExecution(_Execution):
 class _TaskExecution(_Execution):
     """An async handler: stopped by cancelling its task."""
 
-    def __init__(
-        self, loop: _HandlerLoop, handler: Callable[[dict[str, Any]], Any], reporter: Reporter
-    ) -> None:
+    def __init__(self, loop: _HandlerLoop, handler: Handler, reporter: Reporter) -> None:
         super().__init__(reporter)
         self._loop = loop
         self._task: asyncio.Task[Outcome] | None = None
         loop.call(self._start, handler, reporter)
 
-    def _start(self, handler: Callable[[dict[str, Any]], Any], reporter: Reporter) -> None:
+    def _start(self, handler: Handler, reporter: Reporter) -> None:
         self._task = asyncio.get_running_loop().create_task(call_async(handler, reporter), context=Context())
         self._task.add_done_callback(
             lambda task: self._report(Outcome() if task.cancelled() else task.result())

@@ -45,14 +45,14 @@ _WORDS = {
     JobStatus.IN_PROGRESS: "running",
     JobStatus.TIMED_OUT: "timed out",
 }
-# Numbers are given room for `59.9 s`, words for the longest one: nothing moves while they change.
+# Words and numbers are given room for their usual lengths: nothing moves while they change.
 _STYLE = """<style>
-.nbx-strip { min-height: 28px; font: 12px/28px var(--jp-ui-font-family, system-ui, sans-serif);
+.nbx-strip { font: 12px/20px var(--jp-ui-font-family, system-ui, sans-serif);
   color: var(--jp-ui-font-color1, inherit); font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
 .nbx-strip span { display: inline-block; white-space: nowrap }
 .nbx-strip .nbx-text { display: inline; white-space: normal }
-.nbx-strip .nbx-number { min-width: 3.6em; text-align: right }
-.nbx-strip b { display: inline-block; min-width: 5.5em; font-weight: 600 }
+.nbx-strip .nbx-number { min-width: 2.5em }
+.nbx-strip b { display: inline-block; min-width: 6.2em; font-weight: 600 }
 .nbx-strip i { display: inline-block; width: 8px; height: 8px; margin-right: 7px; border-radius: 50%;
   border: 1px solid currentcolor; background: currentcolor }
 .nbx-strip progress { width: 9em; max-width: 100%; vertical-align: middle;
@@ -121,16 +121,16 @@ class JobStrip:
         self._is_closed = False
         fixed = "0 0 auto"
         self._badge = ipywidgets.HTML(layout=ipywidgets.Layout(flex=fixed, margin="0"))
-        self._line = ipywidgets.HTML(layout=ipywidgets.Layout(flex="1 1 12em", min_width="0", margin="0"))
+        self._line = ipywidgets.HTML(layout=ipywidgets.Layout(flex="1 1 18em", min_width="0", margin="0"))
         self._cancel = ipywidgets.Button(
             description="Cancel",
             icon="stop",
             tooltip=self._tooltip,
-            layout=ipywidgets.Layout(flex=fixed, width="8.5em", height="26px", margin="0"),
+            layout=ipywidgets.Layout(flex=fixed, width="auto", min_width="9em", height="26px", margin="0"),
         )
         self._cancel.on_click(self._on_cancel)
         self._box = ipywidgets.HBox(
-            [self._badge, self._line, self._cancel],
+            [self._badge, self._cancel, self._line],  # so a narrow page keeps the button beside the status
             layout=ipywidgets.Layout(
                 flex_flow="row wrap", align_items="center", grid_gap="2px 10px", overflow="hidden"
             ),

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import playwright.sync_api
 import pytest
 
-from browser.lab import Lab, Server, browser
+from browser.lab import Lab, browser
+from browser.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
