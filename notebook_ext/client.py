@@ -263,9 +263,13 @@ class Endpoint:
                     yield event
             return
         last: Job | None = None
+        pause = 0.25
         while last is None or not last.status.is_final:
+            if last is not None:
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.5, 5.0)
             try:
-                job = await self.status_sync(job_id, wait=2.0)
+                job = await self.status(job_id)
             except JobLost as lost:
                 job = lost.job
             if differs(last, job):

@@ -213,8 +213,8 @@ class _Place:
 
     def draw(self, text: str) -> None:
         """Draw it as it is now, unless it is that already."""
-        if text.strip() and text != self.text:
-            self.text = text
+        changed, self.text = text != self.text, text
+        if changed and text.strip():
             # This is sent often: text/plain beside it would double the bytes.
             self._show({"text/markdown": render.inert(text)})
 

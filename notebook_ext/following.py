@@ -28,6 +28,11 @@ __all__ = ["Following", "differs"]
 MOST_FAILURES = 6
 """How many answers in a row may be lost before a job is no longer followed."""
 
+HELD = 0.25
+"""Seconds from which on an answer counts as held by the server."""
+SHORTEST_PAUSE, PAUSE_SHARE, LONGEST_PAUSE = 0.005, 0.04, 1.0
+"""Between two empty answers that were not held: seconds, share of the time since anything came, seconds."""
+
 
 class _Source(Protocol):
     id: str
@@ -62,7 +67,7 @@ class Following:
         self._lost = 0
         self._held: list[StreamChunk] = []  # what came after a gap: only the aggregate knows its place
         self._failures = 0
-        self._idle = 0.0
+        self._idle_since = time.monotonic()
 
     async def events(self) -> AsyncGenerator[StreamChunk | Job]:
         """Yield snapshots where the state changed, chunks, and the final snapshot last.
@@ -151,12 +156,12 @@ class Following:
         await asyncio.sleep(asked or random.uniform(most / 2, most))  # noqa: S311 - jitter, not a secret
 
     async def _pause(self, took: float, chunks: list[StreamChunk]) -> None:
-        """Not at all where the server holds or chunks come; else ever longer, so that nobody is hammered."""
-        if chunks or took > 0.25:
-            self._idle = 0.0
+        """Not at all where the server holds or chunks come; else the longer, the longer nothing has come."""
+        now = time.monotonic()
+        if chunks or took > HELD:
+            self._idle_since = now
             return
-        self._idle = min(max(self._idle * 1.5, 0.005), 1.0)
-        await asyncio.sleep(self._idle)
+        await asyncio.sleep(min(max(SHORTEST_PAUSE, PAUSE_SHARE * (now - self._idle_since)), LONGEST_PAUSE))
 
     async def _looks_until(self, poll: asyncio.Future[list[StreamChunk]]) -> AsyncGenerator[Job]:
         pause = 0.2
@@ -170,7 +175,7 @@ class Following:
                     return
                 with contextlib.suppress(EndpointError):  # the open stream tells what is wrong
                     job = look.result()
-                    if differs(self._last, job):
+                    if not job.status.is_final and differs(self._last, job):  # the final one comes last
                         self._last = job
                         yield job
             finally:

@@ -51,13 +51,14 @@ class EndpointMagics(Magics):
     def verbs(self) -> Verbs:
         """What does the work; made when it is first needed."""
         if self._verbs is None:
-            from notebook_ext import config, grammar
+            from notebook_ext.config import Config
             from notebook_ext.session import default_session
             from notebook_ext.verbs import Verbs
+            from notebook_ext.vocabulary import VERBS
 
             session = default_session()
             session.wait_step = self._front_end.wait
-            session.config = config.Config(reserved=frozenset(grammar.VERBS))
+            session.config = Config(reserved=frozenset(VERBS))
             self._verbs = Verbs(self.shell, session, self._front_end)
         return self._verbs
 

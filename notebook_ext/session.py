@@ -217,6 +217,8 @@ class Session:
             found = find(provider, name=name, variable=key_variable)
             return found() if found is not None else None
 
+        if key_variable:
+            provider = replace(provider, key_variable=key_variable)  # its own: errors name it
         limits = self._limits.setdefault((provider.base_url, endpoint_id), Limits(provider.limits))
         endpoint = Endpoint(endpoint_id, provider, key, limits=limits)
         self._endpoints.append(endpoint)

@@ -21,6 +21,7 @@ from notebook_ext.handle import JobHandle
 from notebook_ext.protocol import JobRequest, Operation
 from notebook_ext.types import Health, Job, JobStatus
 from notebook_ext.view import facts
+from notebook_ext.vocabulary import HANDLERS, VERBS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,6 +66,7 @@ class Verbs:
         Raises:
             EndpointError: It cannot be done; one sentence says why.
         """
+        command = None
         try:
             if not line.strip() and not (body or "").strip():
                 return self._print(grammar.overview())
@@ -72,7 +74,9 @@ class Verbs:
             verb: Callable[[Command, Arguments], Any] = getattr(self, f"_{command.verb.name}")
             return verb(command, Arguments(command, self._namespace))
         except EndpointError as error:
-            if "--debug" in line.split():
+            # a line that could not be read may ask for it all the same
+            typed = {"debug": "--debug" in line.split()} if command is None else vars(command.arguments)
+            if typed.get("debug"):
                 error.show_traceback()
             raise
 
@@ -163,8 +167,8 @@ class Verbs:
         cancels = command.arguments.on_interrupt == "cancel"
         if not getattr(command.arguments, "bg", False):
             self._cells.wait(view, timeout=timeout, cancels=cancels)
-            return
-        self._cells.leave(view, timeout=timeout, cancels=cancels)
+        else:
+            self._cells.leave(view, timeout=timeout, cancels=cancels)
 
     def _cell_id(self) -> str | None:
         kernel = getattr(self._shell, "kernel", None)
@@ -244,12 +248,11 @@ class Verbs:
 
     # ------------------------------------------------------------------ endpoints
 
-    def _health(self, _: Command, arguments: Arguments) -> Health:
+    def _health(self, _: Command, arguments: Arguments) -> Any:
         connection = self._connection(arguments)
         health = connection.health()
         self._front_end.cell().show(render.health(health, connection.name))
-        self._as_shown(health)
-        return health
+        return self._as_shown(health)
 
     def _purge(self, command: Command, arguments: Arguments) -> None:
         connection = self._connection(arguments)
@@ -277,7 +280,7 @@ class Verbs:
 
     def _serve(self, command: Command, arguments: Arguments) -> None:
         options, name = command.arguments, command.arguments.name
-        if name in grammar.VERBS:
+        if name in VERBS:
             raise InputError(f"'{name}' is a verb of %endpoint, so it cannot name an endpoint")
         if options.stop:
             if self.session.queue(name) is None:
@@ -307,11 +310,11 @@ class Verbs:
             return self._defined(command.body, wanted or "handler")
         if wanted is None:
             raise InputError(
-                f"what is to be served? --handler FUNCTION, --handler {'|'.join(grammar.HANDLERS)}, or a "
+                f"what is to be served? --handler FUNCTION, --handler {'|'.join(HANDLERS)}, or a "
                 "cell %%endpoint serve NAME that defines handler(job)"
             )
         found = self._namespace.get(wanted)
-        if callable(found) or wanted in grammar.HANDLERS:
+        if callable(found) or wanted in HANDLERS:
             return found if callable(found) else wanted
         raise InputError(f"there is neither a function '{wanted}' here nor a built-in handler of that name")
 

@@ -11,6 +11,7 @@ import concurrent.futures
 from typing import TYPE_CHECKING, Any
 
 from notebook_ext import render
+from notebook_ext.errors import InputError
 from notebook_ext.handle import Ended
 from notebook_ext.types import Health, Job, JobStatus, StreamChunk
 
@@ -183,4 +184,7 @@ def final_bundles(handle: JobHandle, final: Final, output_format: str) -> list[d
     if final.value is None and not job.has_output and not handle.streamed():
         return [render.no_output()] if output_format != "none" else []
     value = final.text if final.text is not None and output_format in LIVE_FORMATS else final.value
-    return render.outputs(value, output_format)
+    try:
+        return render.outputs(value, output_format)
+    except ValueError as error:  # the job was paid for: its output is shown all the same
+        return [render.error(InputError(str(error))), *render.outputs(value)]

@@ -93,7 +93,7 @@ async def rude(respond: Respond) -> AsyncIterator[Rude]:
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         talks.add(asyncio.current_task())
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        try:
             while True:
                 asked = await read(reader, writer)
                 server.asked.append(asked)
@@ -101,7 +101,10 @@ async def rude(respond: Respond) -> AsyncIterator[Rude]:
                 if said is None:
                     break
                 await asked.send(said)
-        writer.close()
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # the client has gone, or the test is over
+        finally:
+            writer.close()
 
     listener = await asyncio.start_server(talk, "127.0.0.1", 0)
     server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v2"
@@ -112,6 +115,7 @@ async def rude(respond: Respond) -> AsyncIterator[Rude]:
         for task in talks:
             task.cancel()
         await asyncio.gather(*talks, return_exceptions=True)
+        await asyncio.sleep(0)  # the closing of a transport takes one turn of the loop
 
 
 async def read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Asked:

@@ -12,7 +12,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 from traitlets.config import Config
 
-from notebook_ext import completion, grammar
+from notebook_ext import completion, suggestions, vocabulary
 from notebook_ext.errors import ConfigurationError
 from notebook_ext.profiles import PROFILES
 from notebook_ext.providers import PROVIDERS
@@ -91,7 +91,7 @@ def _completions(shell: InteractiveShell, cell: str) -> list[completer.Completio
 
 # ---------------------------------------------------------------------------------- completion
 
-VERBS = [*grammar.VERBS, *grammar.ALIASES]
+VERBS = [*vocabulary.VERBS, *vocabulary.ALIASES]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ VERBS = [*grammar.VERBS, *grammar.ALIASES]
         ("%endpoint run --seed 1 --se", []),
         ("%endpoint run --stop a --sto", ["--stop"]),
         # values of options
-        ("%endpoint run -f ", list(grammar.FORMATS)),
+        ("%endpoint run -f ", list(vocabulary.FORMATS)),
         ("%endpoint run --format ta", ["table"]),
         ("%endpoint run --format=ta", ["table"]),
         ("%endpoint run --as j", ["json"]),
@@ -153,9 +153,9 @@ def test_offers(offered: Any, cell: str, expected: list[str]) -> None:
 
 
 def test_dashes_offer_all_options_of_the_verb(offered: Any) -> None:
-    assert offered("%endpoint run -") == grammar.VERBS["run"].options
+    assert offered("%endpoint run -") == vocabulary.VERBS["run"].options
     assert offered("%endpoint run --") == [
-        option for option in grammar.VERBS["run"].options if option.startswith("--")
+        option for option in vocabulary.VERBS["run"].options if option.startswith("--")
     ]
 
 
@@ -255,7 +255,7 @@ def test_settings_that_cannot_be_read_offer_nothing(magics: Recorder) -> None:
         raise ConfigurationError("broken")
 
     session: Any = SimpleNamespace(names=names, handles={})
-    assert completion.suggest("%endpoint ru", session, {}) == completion.Suggestions()
+    assert suggestions.suggest("%endpoint ru", session, {}) == suggestions.Suggestions()
 
 
 def test_without_the_matcher_api_nothing_raises(

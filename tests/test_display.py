@@ -272,6 +272,32 @@ def test_it_runs_on_an_asyncio_loop():
     assert asyncio.run(draw()).text == "ab"
 
 
+WORDS = st.lists(
+    st.sampled_from(["words", "\n", "\n\n", "\n\nA line", " ", "- item\n", "```\n", "$$"]), max_size=60
+)
+
+
+@given(WORDS, st.lists(st.sampled_from([0.0, 0.05, 0.2, 3.0]), min_size=60, max_size=60), st.booleans())
+def test_the_screen_shows_a_beginning_of_the_text_at_any_time_and_all_of_it_at_last(words, pauses, slow):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("notebook_ext.display.BLOCK", 8)
+        patch.setattr("notebook_ext.display.SMALL_BLOCKS", 2)
+        patch.setattr("notebook_ext.display.GROWTH", 2.0)
+        patch.setattr("notebook_ext.display.COST_PER_SECOND", 20 if slow else 10_000)
+        screen, text = Screen(), ""
+        live = LiveMarkdown(screen, screen.loop)
+        for word, pause in zip(words, pauses, strict=False):
+            text += word
+            live.add(word)
+            assert text.startswith(screen.text)
+            screen.loop.go_to(screen.loop.now + pause)
+            assert text.startswith(screen.text)
+        live.finish()
+        assert screen.text.strip() == text.strip()
+        assert screen.loop.pending == 0
+        assert all("text/plain" in bundle for bundle in screen.bundles)
+
+
 @pytest.mark.parametrize(("length", "most"), [(20_000, 350_000), (200_000, 800_000)])
 def test_bytes_of_a_hard_text_over_twenty_seconds(length, most):
     screen, display = streamed(hard_text(length), strip=Strip())

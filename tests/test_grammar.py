@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from notebook_ext import grammar
+from notebook_ext import grammar, vocabulary
 from notebook_ext.errors import InputError
 
 ENDPOINTS = ("demo", "llama")
@@ -39,12 +39,12 @@ def _read(line: str, body: str | None = None) -> grammar.Command:
 )
 def test_the_verb_and_its_target(line: str, verb: str, target: str | None) -> None:
     command = _read(line)
-    assert command.verb is grammar.VERBS[verb]
+    assert command.verb is vocabulary.VERBS[verb]
     assert command.arguments.target == target
 
 
 def test_attach_is_stream() -> None:
-    assert _read("attach @3").verb is grammar.VERBS["stream"]
+    assert _read("attach @3").verb is vocabulary.VERBS["stream"]
 
 
 @pytest.mark.parametrize(
@@ -286,8 +286,8 @@ def test_what_was_typed_is_not_repeated_at_length() -> None:
 # ---------------------------------------------------------------------------------- help
 
 
-@pytest.mark.parametrize("verb", grammar.VERBS.values(), ids=lambda verb: verb.name)
-def test_the_example_of_every_verb_can_be_read(verb: grammar.Verb) -> None:
+@pytest.mark.parametrize("verb", vocabulary.VERBS.values(), ids=lambda verb: verb.name)
+def test_the_example_of_every_verb_can_be_read(verb: vocabulary.Verb) -> None:
     first, newline, body = verb.example.partition("\n")
     _, found, line = first.partition("%endpoint ")
     assert found
@@ -295,9 +295,9 @@ def test_the_example_of_every_verb_can_be_read(verb: grammar.Verb) -> None:
     assert _read(line, body if newline else None).verb is verb
 
 
-@pytest.mark.parametrize("topic", [*grammar.VERBS, *grammar.ALIASES])
+@pytest.mark.parametrize("topic", [*vocabulary.VERBS, *vocabulary.ALIASES])
 def test_the_help_of_every_verb(topic: str) -> None:
-    verb = grammar.VERBS[grammar.ALIASES.get(topic, topic)]
+    verb = vocabulary.VERBS[vocabulary.ALIASES.get(topic, topic)]
     text = grammar.help_text(topic)
     assert text.startswith(verb.summary)
     assert f"Usage: %endpoint {verb.name}" in text
@@ -314,7 +314,7 @@ def test_the_help_of_an_unknown_verb_says_what_is_near() -> None:
 
 def test_the_overview_names_every_verb() -> None:
     lines = grammar.overview().splitlines()
-    for verb in grammar.VERBS.values():
+    for verb in vocabulary.VERBS.values():
         assert any(line.split()[:1] == [verb.name] and verb.summary in line for line in lines)
 
 
@@ -326,7 +326,7 @@ def test_help_does_not_ask_the_terminal_how_wide_it_is(monkeypatch: pytest.Monke
 
 
 def test_every_verb_offers_its_options() -> None:
-    for verb in grammar.VERBS.values():
+    for verb in vocabulary.VERBS.values():
         assert len(verb.options) == len(set(verb.options))
         assert all(option.startswith("-") for option in verb.options)
-    assert {"-p", "--max-tokens", "--on-interrupt"} <= set(grammar.VERBS["run"].options)
+    assert {"-p", "--max-tokens", "--on-interrupt"} <= set(vocabulary.VERBS["run"].options)

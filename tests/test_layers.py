@@ -44,8 +44,9 @@ OURS = {
     "prompts": "templates types errors",
     "decoders": "types",
     "profiles": "decoders types errors",
-    "grammar": "prompts types errors",
-    "arguments": "grammar connection prompts profiles protocol types errors",
+    "vocabulary": "prompts errors",
+    "grammar": "vocabulary prompts errors",
+    "arguments": "grammar@typing connection prompts profiles protocol types errors",
     # What a person sees
     "inert": "",
     "render": "inert types",
@@ -53,13 +54,16 @@ OURS = {
     "cell": "",
     "display": "render cell types",
     "kernel": "cell types errors",
-    "view": "display handle profiles render types widgets@late",
+    "view": "display handle profiles render errors types widgets@late",
     "cells": "display handle kernel profiles render session view types errors widgets@late",
     # The ones that know everyone
-    "magics": "arguments cells config connection display grammar handle kernel profiles prompts protocol providers "
-    "render session view types errors server@late widgets@late",
-    "completion": "config connection grammar handle prompts profiles providers session types errors",
-    "extension": "cells completion config grammar handle kernel magics session types errors",
+    "verbs": "arguments cells config connection grammar handle kernel profiles prompts protocol providers render "
+    "session types errors view vocabulary server@late",
+    "suggestions": "completion grammar vocabulary profiles prompts providers errors session@typing",
+    # What %load_ext imports at once; the rest comes with the first use
+    "completion": "grammar@late suggestions@late vocabulary@late",
+    "magics": "config@late grammar@late kernel@late session@late verbs@late vocabulary@late",
+    "extension": "completion kernel magics transport@late client@late verbs@late",
     "__init__": "types@typing errors@typing client@typing connection@typing handle@typing kernel@typing "
     "providers@typing server@typing session@late extension@late",
 }

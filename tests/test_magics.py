@@ -243,7 +243,7 @@ def test_a_value_is_assigned_from_a_python_body(notebook):
     assert notebook.names["scores"] == ["b", "a"]
     notebook.run("%endpoint again << result @last")
     assert notebook.names["again"] == ["b", "a"]
-    notebook.run("%endpoint line << run rerank -P {\"documents\": [1]}" if False else "%endpoint line << run rerank -p documents=[1,2]")
+    notebook.run("%endpoint line << run rerank -p documents=[1,2]")
     assert notebook.names["line"] == [2, 1]
 
 
@@ -256,7 +256,6 @@ def test_a_background_job_is_looked_at_and_cancelled_at_its_handler(notebook, ga
     assert gate.ended.wait(10)
     assert not gate.go.is_set()
     assert notebook.names["j"].status is JobStatus.CANCELLED
-    assert "@1 was already CANCELLED" in notebook.run("%endpoint cancel") or "@1 CANCELLED" in notebook.run("%endpoint cancel")
 
 
 def test_the_same_from_python(echo):
@@ -272,7 +271,7 @@ def test_the_same_from_python(echo):
     "typed",
     [
         "it's \"quoted\" and isn't closed: '",
-        "is it {x} or $x or {{'a'}}?".replace("{{'a'}}", "!ls %time"),
+        "is it {x} or $x or !ls or %time?",
         "what is this?",
         "what is this??",
         "a -- b --max-tokens 3",
@@ -372,16 +371,16 @@ def test_a_format_says_how_it_is_shown(notebook, output, format, shown):
 
 
 def test_none_shows_the_footer_and_quiet_not_even_that(echo):
-    assert len(echo.run("%endpoint run -f none -- x;").strip().splitlines()) == 1
+    assert echo.run("x = %endpoint run -f none -- x").startswith("@1 · echo · COMPLETED")
     assert echo.run("x = %endpoint run -q -- x") == ""
 
 
 def test_a_format_that_does_not_fit_says_so_and_loses_nothing(echo):
-    ran = echo.try_("%endpoint run -f image -o job -- x")
-    assert "-f image found no image" in ran.text
-    assert TRACEBACK not in ran.text
-    assert echo.names["job"].output() == {"prompt": "x"}
-    assert '"prompt": "x"' in echo.run("%endpoint show job")
+    text = echo.run("%endpoint run -f image -o job -- x")
+    assert text.startswith("InputError: -f image found no image in this output")
+    assert '"prompt": "x"' in text
+    assert "· COMPLETED ·" in text
+    assert '"prompt": "x"' in echo.run("%endpoint show job -f table")
 
 
 def test_each_verb_returns_what_python_needs(echo):
@@ -514,12 +513,12 @@ def test_a_timeout_may_leave_the_job_running(notebook, gate):
         ("%endpoint run -- hi {{ audiense }}", "did you mean 'audience'?"),
         ("%endpoint run --max-tokns 3 -- hi", "did you mean --max-tokens?"),
         ("%endpoint run --dry-rnu -- hi", "did you mean --dry-run?"),
-        ("%endpoint run -f picture -- hi", "choose from"),
+        ("%endpoint run -f picture -- hi", "there are auto, markdown"),
         ("%endpoint run --profile vlm -- hi", "did you mean 'vllm'?"),
         ("%endpoint run -t warm -- hi", "-t"),
         ("%endpoint run -t 0.5 -- hi", "-t"),
         ("%endpoint run --timeout soon -- hi", "no duration"),
-        ("%endpoint run --exec-timeout 1ms -- hi", "5 s"),
+        ("%endpoint run real --exec-timeout 1s -- hi", "5 s"),
         ("%endpoint run -p novalue -- hi", "key=value"),
         ("%endpoint run -p a=1 -p a.b=2", "nothing can be put into it"),
         ("%endpoint run -p a=@missing.txt", "missing.txt"),
@@ -559,7 +558,9 @@ def test_a_timeout_may_leave_the_job_running(notebook, gate):
         ("%endpoint help stauts", "did you mean 'status'?"),
     ],
 )
-def test_bad_input_is_one_line_and_sends_nothing(echo, cell, said):
+def test_bad_input_is_one_line_and_sends_nothing(echo, cell, said, monkeypatch):
+    monkeypatch.setenv("REAL_KEY", KEY)
+    echo.run("%endpoint connect real abc123 --key-env REAL_KEY")
     echo.names["audience"] = "children"
     ran = echo.try_(cell)
     assert not ran.success, ran.text
@@ -605,7 +606,7 @@ class Canned(http.server.BaseHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("status", "body", "error", "said"),
     [
-        (401, b"", "AuthenticationError", "llama"),
+        (401, b"", "AuthenticationError", "check $LLAMA_KEY"),
         (402, b"", "PermissionDenied", ""),
         (404, b'{"error": "endpoint not found"}', "NotFoundError", ""),
         (400, b'{"error": "input is required"}', "BadRequest", "input is required"),
@@ -637,14 +638,13 @@ def test_a_wrong_key_is_told_without_the_key(connected, provider, monkeypatch):
     monkeypatch.setenv("LLAMA_KEY", wrong := KEY[::-1])
     line = connected.error("%endpoint run llama -- hi")
     assert line.startswith("AuthenticationError: ")
-    assert "LLAMA_KEY" in line or "%endpoint login" in line
+    assert "check $LLAMA_KEY" in line
     assert wrong not in line
     assert provider.sent() == 0
 
 
 def test_an_expired_job_is_lost_in_its_own_words(notebook):
     notebook.run("%endpoint serve short --handler echo --expire 50ms")
-    assert notebook.error("%endpoint run short --ttl 10s -o j -- hi") if False else True
     job = notebook.session.connect("short").submit({"a": 1})
     job.wait(10)
     queue = notebook.session.queue("short")
@@ -738,14 +738,15 @@ def test_a_key_is_nowhere(connected, tmp_path):
 
 
 def test_a_key_in_a_cell_gets_one_warning(echo):
-    text = echo.run(f"%%endpoint run\n#| p: x=1\nUse {KEY}" if False else f"%endpoint run -p api_key={KEY}")
-    assert text.count("seems to hold a key") == 1
-    assert "seems to hold a key" not in echo.run("%endpoint run -p api_key={{ key }}" if echo.names.update(key=KEY) else "")
+    echo.names["key"] = KEY
+    for cell in (f"%endpoint run -p api_key={KEY}", f"%endpoint run -- Use {KEY}", f"%%endpoint run\nUse {KEY} and {KEY}"):
+        assert echo.run(cell).count("seems to hold a key") == 1
+    assert "seems to hold a key" not in echo.run("%endpoint run -p api_key={{ key }}")
 
 
 def test_login_keeps_a_key_until_the_kernel_ends(notebook, provider, monkeypatch):
     notebook.run(f"%endpoint connect llama {provider.url}/abc123")
-    assert "login llama" in notebook.error("%endpoint run llama -- hi")
+    assert "`%endpoint login`" in notebook.error("%endpoint run llama -- hi")
     monkeypatch.setattr("getpass.getpass", lambda prompt: KEY)
     text = notebook.run("%endpoint login llama")
     assert text == "the key of llama is remembered until this kernel ends\n"
@@ -822,6 +823,7 @@ def surroundings(shell: InteractiveShell) -> dict[str, Any]:
 
 
 def test_unloading_undoes_loading(shell):
+    shell.run("%unload_ext notebook_ext")  # IPython itself makes what does it when it is first used
     before = surroundings(shell.shell)
     threads = set(threading.enumerate())
     shell.run("%load_ext notebook_ext")

@@ -44,9 +44,9 @@ class WidgetCell:
         output = ipywidgets.Output(outputs=outputs)
         if display_id is not None:
             self._by_display_id[display_id] = output
-        shown, removed = self._box.children, ()
-        if self._clears:
-            shown, removed, self._clears = (), shown, False
+        removed = self._box.children if self._clears else ()
+        shown = () if self._clears else self._box.children
+        self._clears = False
         self._box.children = (*shown, output)
         for widget in removed:
             _close(widget)
