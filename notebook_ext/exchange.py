@@ -53,6 +53,8 @@ ATTEMPTS = 5
 """How often a request that is safe to repeat is tried."""
 FRESH_JOB = 5.0
 """Seconds during which a 404 for a job that we submitted ourselves may mean "not yet"."""
+SHORTEST_SECRET = 16
+"""Characters: a shorter key is a local server's "test" or "none", and is part of many a text."""
 IDLE_BEFORE_SUBMIT = 1.0
 """Seconds: a submission does not use a connection that was idle for longer. The server may be
 closing it just then, and nobody could tell whether the job was queued."""
@@ -207,7 +209,8 @@ class Exchange:
                 raise self._unreached(operation, job_id, error, time.monotonic() - started) from error
             except httpx.DecodingError as error:
                 raise ProtocolError(
-                    f"{operation} on {self.endpoint}: the answer is garbled: {error}"
+                    f"{self._what(operation, job_id)}: the answer is garbled: {error}{_fate(operation)}",
+                    job_id=job_id or None,
                 ) from error
         return self._answer(operation, job_id, response, key)
 
@@ -270,11 +273,11 @@ class Exchange:
         what = self._what(operation, job_id)
         if response.is_success:
             try:
-                return response.json()
+                return json.loads(_without_key(response.content, key))
             except (ValueError, UnicodeDecodeError, RecursionError):
                 raise ProtocolError(
-                    f"{what}: the answer ({response.status_code}) is not JSON: "
-                    f"{_excerpt(response, key)}. Is {self.provider.base_url} the right address?",
+                    f"{what}: the answer ({response.status_code}) is not JSON: {_excerpt(response, key)}"
+                    f"{_fate(operation)}. Is {self.provider.base_url} the right address?",
                     job_id=job_id or None,
                 ) from None
         error = self._api_error(operation, job_id, what, response, key)
@@ -321,14 +324,17 @@ class Exchange:
                     **known,
                 )
             case _ if code >= 500:
-                fate = "; the job may have been queued all the same" if operation in _SUBMITS else ""
-                return ServerError(f"{what}: the platform failed ({code}){tail}{fate}", **known)
+                return ServerError(f"{what}: the platform failed ({code}){tail}{_fate(operation)}", **known)
             case _ if code in (400, 413, 422):
                 return BadRequest(f"{what}: the server did not accept the request ({code}){tail}", **known)
         return APIError(f"{what}: the server answered {code}{tail}", **known)
 
     def _what(self, operation: Operation, job_id: str) -> str:
         return f"{operation}{f' of job {job_id}' if job_id else ''} on {self.endpoint}"
+
+
+def _fate(operation: Operation) -> str:
+    return "; the job may have been queued all the same" if operation in _SUBMITS else ""
 
 
 _jitter = tenacity.wait_random_exponential(multiplier=0.1, max=5.0)
@@ -347,6 +353,13 @@ def _retry_after(response: httpx.Response) -> float | None:
     except ValueError:
         return None
     return seconds if 0 < seconds < 86_400 else None
+
+
+def _without_key(content: bytes, key: str | None) -> bytes:
+    """An answer in which the server's echo of the key is blotted out: outputs are saved in notebooks."""
+    if key is None or len(key) < SHORTEST_SECRET:
+        return content
+    return content.replace(key.encode(), b"[key]")
 
 
 _TAGS = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]*>", re.DOTALL | re.IGNORECASE)

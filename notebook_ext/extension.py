@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from notebook_ext import completion
 from notebook_ext.kernel import FrontEnd, nest_asyncio_conflict
 from notebook_ext.magics import EndpointMagics
+from notebook_ext.tls import ssl_context
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["load", "unload"]
 
 _ATTRIBUTE = "_notebook_ext"
+IDLE = 0.2
+"""Seconds after which a kernel that has loaded the extension imports the rest, if it is idle then."""
 _SHOWN = (
     ("notebook_ext.types", "Job"),
     ("notebook_ext.types", "Health"),
@@ -36,8 +40,7 @@ def load(shell: Any) -> None:
     for home, name in _SHOWN:
         shell.display_formatter.ipython_display_formatter.for_type_by_name(home, name, magics.display)
     front_end.on_shutdown(lambda restart: magics.close(cancel=not restart))  # after a restart the jobs go on
-    setattr(shell, _ATTRIBUTE, (magics, front_end))
-    threading.Thread(target=_warm_up, name="notebook_ext warm-up", daemon=True).start()
+    setattr(shell, _ATTRIBUTE, (magics, front_end, _warm_up()))
     conflict = nest_asyncio_conflict()
     if conflict is not None:
         print(conflict, file=sys.stderr)
@@ -48,13 +51,15 @@ def unload(shell: Any) -> None:
     loaded = getattr(shell, _ATTRIBUTE, None)
     if loaded is None:
         return
-    magics, front_end = loaded
+    magics, front_end, importing = loaded
     delattr(shell, _ATTRIBUTE)
     formatter = shell.display_formatter.ipython_display_formatter
     for home, name in _SHOWN:
         # it has moved from the one to the other table when the type was first shown
         formatter.deferred_printers.pop((home, name), None)
         formatter.type_printers.pop(getattr(sys.modules.get(home), name, None), None)
+    if importing is not None:
+        importing.cancel()
     completion.uninstall(shell)
     for table in shell.magics_manager.magics.values():
         if getattr(table.get("endpoint"), "__self__", None) is magics:
@@ -67,11 +72,21 @@ def unload(shell: Any) -> None:
         magics.close()
 
 
-def _warm_up() -> None:
-    """Import what the first call needs, and build the TLS context, while the user still types."""
-    from notebook_ext import client, transport, verbs  # noqa: F401 - it is the import that counts
+def _warm_up() -> asyncio.TimerHandle | None:
+    """Get ready what the first call needs: the TLS context in a thread, imports when the kernel is idle.
 
-    transport.ssl_context()
+    Nothing is imported in the thread: two threads that import the same package at the same time
+    can each see half of it, and the user's next cell may import anything.
+    """
+    threading.Thread(target=ssl_context, name="notebook_ext TLS", daemon=True).start()
+    try:
+        return asyncio.get_running_loop().call_later(IDLE, _import_all)
+    except RuntimeError:  # a terminal: the first call imports
+        return None
+
+
+def _import_all() -> None:
+    from notebook_ext import client, verbs  # noqa: F401 - it is the import that counts
 
 
 def _is_reloading() -> bool:

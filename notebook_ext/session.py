@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from notebook_ext.client import Endpoint
     from notebook_ext.limits import Limits
-    from notebook_ext.server import EmbeddedServer
+    from notebook_ext.server import EmbeddedServer, Queue
 
 __all__ = ["DEMO", "Session", "default_session"]
 
@@ -176,9 +176,15 @@ class Session:
         self._connections[name] = connection
         return connection
 
-    def queue(self, name: str) -> Any:
-        """The queue of an endpoint that is served here, with its jobs' logs; None for any other."""
+    def queue(self, name: str) -> Queue | None:
+        """The queue of an endpoint that is served here; None for any other."""
         return self._server.endpoints.get(name) if self._server is not None else None
+
+    def log(self, handle: JobHandle) -> str:
+        """What the handler of a job that is served here has printed; empty for any other job."""
+        queue = self.queue(handle.endpoint)
+        record = queue.records.get(handle.id) if queue is not None else None
+        return record.log.text if record is not None else ""
 
     def _known(self, name: str) -> Connection:
         found = self._connections.get(name)

@@ -14,43 +14,23 @@ What an exception says is what happened, because a job must never be submitted t
 from __future__ import annotations
 
 import asyncio
-import functools
 import ipaddress
-import threading
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from notebook_ext.tls import ssl_context
 from notebook_ext.wire import MAX_BODY, Answer, Connection, Origin, open_connection, serialize
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Mapping
 
-__all__ = ["Connections", "make_client", "ssl_context"]
+__all__ = ["Connections", "make_client"]
 
 MAX_CONNECTIONS = 256
 KEEP_ALIVE = 60.0
-
-_context_lock = threading.Lock()
-
-
-def ssl_context() -> ssl.SSLContext:
-    """The process's one TLS context, with the certificates that httpx would trust.
-
-    The first call parses the whole CA bundle (some 100 ms of CPU): call it in a thread ahead of
-    need. `SSL_CERT_FILE` and `SSL_CERT_DIR` are read then.
-    """
-    with _context_lock:
-        return _build_ssl_context()
-
-
-@functools.cache
-def _build_ssl_context() -> ssl.SSLContext:
-    context = httpx.create_ssl_context()
-    context.set_alpn_protocols(["http/1.1"])
-    return context
 
 
 def make_client(

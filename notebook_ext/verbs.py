@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from notebook_ext import config, grammar, profiles, prompts, providers, render
 from notebook_ext.arguments import Arguments
+from notebook_ext.cell import visible
 from notebook_ext.cells import JobCells
 from notebook_ext.errors import ConfigurationError, EndpointError, InputError
 from notebook_ext.handle import JobHandle
@@ -101,7 +102,7 @@ class Verbs:
         return value
 
     def _print(self, text: str) -> None:
-        print(text)
+        print(visible(text))
 
     def _handle(self, reference: str) -> JobHandle:
         reference = str(prompts.expand(reference, self._namespace))
@@ -181,6 +182,8 @@ class Verbs:
         handle = self._handle(command.arguments.job)
         job = self.session.look(handle)
         self._front_end.cell().show(render.job(job, handle.number))
+        if log := self.session.log(handle):
+            self._print(f"What its handler printed:\n{log.rstrip()}")
         return self._as_shown(job)
 
     def _wait(self, command: Command, arguments: Arguments) -> Any:

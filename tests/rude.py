@@ -129,4 +129,6 @@ async def read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> As
         writer.write(said)
         await writer.drain()
 
-    return Asked(method, parts.path, dict(parse_qsl(parts.query)), headers, json.loads(body) if body else None, send)
+    return Asked(
+        method, parts.path, dict(parse_qsl(parts.query)), headers, json.loads(body) if body else None, send
+    )

@@ -185,7 +185,9 @@ def test_follow_tells_states_chunks_and_the_final_snapshot_last() -> None:
                     first.set()
                 if isinstance(event, StreamChunk):
                     second.set()
-            words = [event.output if isinstance(event, StreamChunk) else str(event.status) for event in events]
+            words = [
+                event.output if isinstance(event, StreamChunk) else str(event.status) for event in events
+            ]
             assert words == ["IN_PROGRESS", "a", "b", "COMPLETED"]
             assert events[-1].output == ["a", "b"]
 
@@ -405,7 +407,11 @@ _DAY = 86400
 @pytest.mark.parametrize(
     ("provider", "policy", "words"),
     [
-        ("runpod", {"execution_timeout": 4.9}, "execution_timeout is 4.9 s, but runpod takes 5 s to 604800 s"),
+        (
+            "runpod",
+            {"execution_timeout": 4.9},
+            "execution_timeout is 4.9 s, but runpod takes 5 s to 604800 s",
+        ),
         ("runpod", {"execution_timeout": 7 * _DAY + 1}, "execution_timeout"),
         ("runpod", {"ttl": 9.9}, "ttl is 9.9 s"),
         ("runpod", {"ttl": timedelta(days=8)}, "ttl"),
@@ -463,7 +469,9 @@ def test_payload_limits_are_kept_before_anything_is_sent() -> None:
 def test_runpods_limits_are_ten_and_twenty_megabytes() -> None:
     async def scenario() -> None:
         async with Endpoint("ep", "runpod", KEY) as endpoint:
-            with pytest.raises(InputError, match=r"the request is 10\.5 MB, over the 10\.4858 MB .* for run;"):
+            with pytest.raises(
+                InputError, match=r"the request is 10\.5 MB, over the 10\.4858 MB .* for run;"
+            ):
                 await endpoint.run("x" * (10 * 2**20))
             with pytest.raises(InputError, match="for runsync;"):
                 await endpoint.run_sync("x" * (20 * 2**20))
@@ -600,7 +608,14 @@ def yielding_error(job):
         (raising_late, "ValueError", "bad weights"),
         (yielding_error, None, "bad weights"),
     ],
-    ids=["raised", "returned text", "returned object", "returned list", "generator raised", "generator yielded"],
+    ids=[
+        "raised",
+        "returned text",
+        "returned object",
+        "returned list",
+        "generator raised",
+        "generator yielded",
+    ],
 )
 def test_whatever_shape_a_failure_has_it_becomes_one_exception(handler, kind, message) -> None:
     async def scenario() -> None:
@@ -786,7 +801,12 @@ async def tensor(asked) -> bytes:
     match asked.path.removeprefix("/v2").split("/")[1:]:
         case ["endpoints", "ep", "runsync"]:
             return answer(
-                {"output": {"text": "hi"}, "status": "completed", "executionTime": 1.23, "metadata": {"cost": 1}}
+                {
+                    "output": {"text": "hi"},
+                    "status": "completed",
+                    "executionTime": 1.23,
+                    "metadata": {"cost": 1},
+                }
             )
         case ["endpoints", "ep", "runasync"]:
             return answer({"jobId": "job-1", "status": "queued"})
@@ -797,7 +817,9 @@ async def tensor(asked) -> bytes:
                 return answer({"jobId": "job-1", "status": "running", "progress": 50})
             return answer({"jobId": "job-1", "status": "completed", "result": [1], "executionTime": 2.5})
         case ["jobs", "job-2", "status"]:
-            return answer({"jobId": "job-2", "status": "failed", "error": {"code": "OOM", "message": "no memory"}})
+            return answer(
+                {"jobId": "job-2", "status": "failed", "error": {"code": "OOM", "message": "no memory"}}
+            )
     return answer({"error": "NOT_FOUND", "message": "no such route"}, 404)
 
 

@@ -27,7 +27,8 @@ OURS = {
     "config": "keys providers types errors",
     "limits": "protocol providers types errors",
     "wire": "",
-    "transport": "wire",
+    "tls": "",
+    "transport": "tls wire",
     "exchange": "transport config limits protocol providers types errors",
     "following": "types errors",
     "client": "exchange following limits protocol providers types errors",
@@ -57,19 +58,20 @@ OURS = {
     "view": "display handle profiles render errors types widgets@late",
     "cells": "display handle kernel profiles render session view types errors widgets@late",
     # The ones that know everyone
-    "verbs": "arguments cells config connection grammar handle kernel profiles prompts protocol providers render "
+    "verbs": "arguments cell cells config connection grammar handle kernel profiles prompts protocol providers render "
     "session types errors view vocabulary server@late",
     "suggestions": "completion grammar vocabulary profiles prompts providers errors session@typing",
     # What %load_ext imports at once; the rest comes with the first use
     "completion": "grammar@late suggestions@late vocabulary@late",
     "magics": "config@late grammar@late kernel@late session@late verbs@late vocabulary@late",
-    "extension": "completion kernel magics transport@late client@late verbs@late",
+    "extension": "completion kernel magics tls client@late verbs@late",
     "__init__": "types@typing errors@typing client@typing connection@typing handle@typing kernel@typing "
     "providers@typing server@typing session@late extension@late",
 }
 # The libraries beside Python's own, where they are used; each has its reason in pyproject.toml.
 LIBRARIES = {
     "wire": "httpx httptools",  # the connections under httpx's client, with its exceptions
+    "tls": "certifi",  # whom httpx trusts; httpx brings it
     "transport": "httpx",
     "exchange": "httpx tenacity",  # the client's interface; the pauses between attempts
     "server": "starlette uvicorn",

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from notebook_ext import transport
-from notebook_ext.transport import Connections, make_client, ssl_context
+from notebook_ext import tls, transport
+from notebook_ext.tls import ssl_context
+from notebook_ext.transport import Connections, make_client
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -898,9 +899,9 @@ def server_tls(certificate: Path) -> ssl.SSLContext:
 
 @pytest.fixture
 def fresh_context(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    transport._build_ssl_context.cache_clear()
+    tls._build.cache_clear()
     yield monkeypatch
-    transport._build_ssl_context.cache_clear()
+    tls._build.cache_clear()
 
 
 def test_https_with_a_given_context(certificate: Path, server_tls: ssl.SSLContext) -> None:

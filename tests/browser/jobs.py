@@ -7,12 +7,12 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from browser.lab import Lab, notebook
-from browser.server import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,9 +67,11 @@ class Jobs:
 
     def wait_over(self, name: str = "go", timeout: float = 10) -> float:
         """Wait until the handler itself has ended, well or not; the time at which it did."""
-        file = self.gate / f"{name}-over"
-        wait_until(lambda: file.exists() and bool(file.read_text()), timeout)
-        return float(file.read_text())
+        file, end = self.gate / f"{name}-over", time.monotonic() + timeout
+        while not (told := file.read_text() if file.exists() else ""):
+            assert time.monotonic() < end, f"The handler goes on after {timeout} s."
+            self.lab.sleep(0.01)  # the page's own requests pass through here
+        return float(told)
 
     def is_over(self, name: str = "go") -> bool:
         return (self.gate / f"{name}-over").exists()
@@ -83,6 +85,22 @@ class Jobs:
         return self.lab.evaluate(
             "([i, selector]) => lab.output(i)?.querySelectorAll(selector).length ?? 0", [cell, selector]
         )
+
+    def note_changes(self, cell: int) -> None:
+        """Note all that is shown in a cell from now on, however shortly."""
+        self.lab.evaluate(
+            """i => {
+              lab.changes = '';
+              const note = node => { lab.changes += node.textContent + '\\n' };
+              new MutationObserver(records => records.forEach(record => record.addedNodes.forEach(note)))
+                .observe(lab.cells()[i].node, {subtree: true, childList: true});
+            }""",
+            cell,
+        )
+
+    def changes(self) -> str:
+        """What was shown since `note_changes`."""
+        return self.lab.evaluate("() => lab.changes")
 
 
 @contextmanager

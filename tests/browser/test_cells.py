@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-import threading
 import time
-from contextlib import contextmanager
 
 import pytest
 
 from browser.jobs import Jobs, served_apart
-from browser.server import wait_until
+from browser.proxy import counting_proxy
 
 RICH = """# Waiting
 
@@ -141,11 +138,11 @@ def test_cancel_is_heard_by_the_cell_that_waits_for_its_job(lab, tmp_path, recor
     jobs = Jobs(lab, tmp_path, "%%endpoint run held\nNever to end.", "print('the kernel goes on')")
     lab.start(1)
     lab.wait_text(1, "Never to end.")
-    lab.watch(1)
+    jobs.note_changes(1)
     clicked = lab.click(1, "Cancel")
     record_latency("Cancel in its own waiting cell", jobs.wait_over() - clicked, limit=2)
     footer(lab, 1, "CANCELLED")
-    assert any("cancelling" in text for _, text in lab.watched(1))
+    assert "cancelling" in jobs.changes()
     assert "Never to end." in lab.text(1)
     assert "Traceback" not in lab.text(1)
     lab.run(2)
@@ -159,12 +156,12 @@ def test_cancel_is_heard_while_another_cell_is_busy(lab, tmp_path, record_latenc
     lab.wait_text(1, "Never to end.")
     lab.start(2)
     lab.wait("() => lab.kernel().status === 'busy'")
-    lab.watch(1)
+    jobs.note_changes(1)
     clicked = lab.click(1, "Cancel")
     record_latency(f"Cancel while another cell is busy (pause {pause} s)", jobs.wait_over() - clicked, limit=3)
     footer(lab, 1, "CANCELLED")
     assert jobs.prompt(2) == "[*]:"
-    assert any("cancelling" in text for _, text in lab.watched(1))
+    assert "cancelling" in jobs.changes()
     jobs.let_go("enough")
     lab.wait_text(2, "the clock stopped")
     assert "the clock" not in lab.text(1)
@@ -353,54 +350,6 @@ def test_widget_models_do_not_pile_up_and_unloading_leaves_none(lab, tmp_path):
 
 
 # -------------------------------------------------------------------------------- helpers
-
-
-@contextmanager
-def counting_proxy(base_url: str):
-    """A proxy that passes all bytes on: the base URL through it, and what lists the requests so far."""
-    host, port = re.fullmatch(r"http://([\d.]+):(\d+)/v2", base_url).groups()
-    sent: list[bytearray] = []
-
-    async def copy(reader, writer, keep=None):
-        try:
-            while data := await reader.read(65536):
-                if keep is not None:
-                    keep += data
-                writer.write(data)
-                await writer.drain()
-        except ConnectionError:
-            pass
-        finally:
-            writer.close()
-
-    async def serve(reader, writer):
-        sent.append(bytearray())
-        there, back = await asyncio.open_connection(host, int(port))
-        await asyncio.gather(copy(reader, back, sent[-1]), copy(there, writer))
-
-    def requests() -> list[str]:
-        lines = re.findall(rb"^(?:GET|POST) \S+ HTTP/1\.1\r$", b"\r\n".join(sent), re.MULTILINE)
-        return [line.decode() for line in lines]
-
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    server = asyncio.run_coroutine_threadsafe(asyncio.start_server(serve, "127.0.0.1", 0), loop).result()
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v2", requests
-    finally:
-        asyncio.run_coroutine_threadsafe(_end(server), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-async def _end(server: asyncio.Server) -> None:
-    server.close()
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
 
 
 @pytest.fixture
