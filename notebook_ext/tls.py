@@ -1,4 +1,4 @@
-"""The process's one TLS context: parsing the CA bundle takes some 100 ms, so it is done once, ahead of need."""
+"""The one TLS context of the process: parsing the CA bundle takes some 100 ms, so it is done once."""
 
 from __future__ import annotations
 
