@@ -261,15 +261,23 @@ def test_limits_of_size_are_named() -> None:
 
 
 def test_a_reader_makes_room_where_nothing_is_kept() -> None:
+    half_read = threading.Event()
+
     def many_chunks(job):
-        for _ in range(30):
+        for n in range(30):
+            if n == 15:
+                half_read.wait(10)
             yield "x" * 1_000_000
 
     async def scenario() -> None:
         async with serving() as api:
             api.server.serve("demo", many_chunks, return_aggregate_stream=False)
             job = await api.run("demo")
-            assert len(await api.chunks("demo", job)) == 30
+            read = 0
+            while read < 15:
+                read += len((await api.get(f"/demo/stream/{job}"))["stream"])
+            half_read.set()
+            assert read + len(await api.chunks("demo", job)) == 30
             assert (await api.end("demo", job))["status"] == "COMPLETED"
 
     asyncio.run(scenario())
