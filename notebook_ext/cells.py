@@ -87,13 +87,18 @@ class JobCells:
     def show_end(self, handle: JobHandle, output_format: str = "auto") -> None:
         """A job as it is now, static, in whatever cell asks for it."""
         cell = self._front_end.cell()
+        for bundle in self.end_bundles(handle, output_format):
+            cell.show(bundle)
+
+    def end_bundles(self, handle: JobHandle, output_format: str = "auto") -> list[dict[str, Any]]:
+        """What a job has come to so far, as bundles: its output, its error, its footer."""
         final = self.final(handle)
-        if handle.done and handle.error is None:
-            for bundle in final_bundles(handle, final, output_format):
-                cell.show(bundle)
+        bundles = []
+        if handle.streamed() or (handle.done and handle.error is None):
+            bundles += final_bundles(handle, final, output_format)
         if handle.error is not None:
-            cell.show(render.error(handle.error))
-        cell.show(render.footer_bundle(facts(handle, final)))
+            bundles.append(render.error(handle.error))
+        return [*bundles, render.footer_bundle(facts(handle, final))]
 
     def final(self, handle: JobHandle) -> profiles.Final:
         """What a job has come to so far, read as its profile reads it."""

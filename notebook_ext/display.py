@@ -19,17 +19,17 @@ __all__ = ["JobDisplay", "LiveMarkdown", "MarkdownBlocks", "TerminalDisplay", "j
 
 Bundle = Mapping[str, Any]
 
-PAINT_INTERVAL = 0.12
+PAINT_INTERVAL = 0.13
 """Seconds between two drawings at least: a message has 700 bytes before its content."""
-COST_PER_SECOND = 10_000
+COST_PER_SECOND = 6_000
 """Characters that may be drawn in a second of the tail, and as many of the open block."""
-DOLLAR_COST = 65
-"""What a `$` costs in characters: a formula takes as long to draw as some 130 of them."""
+DOLLAR_COST = 20
+"""What a `$` costs in characters: a formula takes longer to draw, and no longer to send."""
 BLOCK = 1_000
 """Characters that a block has at least."""
-SMALL_BLOCKS = 20
+SMALL_BLOCKS = 12
 """So many blocks keep that size; later ones have at least `GROWTH` of all text before them."""
-GROWTH = 0.2
+GROWTH = 0.16
 OPEN_GROWTH = 1 / 6
 """The open block is drawn again when what is complete below it is so large a part of it."""
 MOST_BLOCKS = 40
@@ -410,7 +410,10 @@ class JobDisplay:
 
     def _show_all(self, text: str, bundles: Sequence[Bundle], footer: Bundle | None) -> None:
         parts = [render.markdown(text)] if text.strip() else []
-        for bundle in (*parts, *bundles, footer or {"text/plain": ""}):
+        shown = [*parts, *bundles, *([footer] if footer else [])]
+        if not shown and self._is_live:
+            shown = [{"text/plain": ""}]  # the cell is cleared when something comes
+        for bundle in shown:
             self._cell.show(bundle)
 
     def _finish_in_place(self, bundles: Sequence[Bundle], footer: Bundle | None) -> None:

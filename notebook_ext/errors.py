@@ -26,7 +26,7 @@ EndpointError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,6 +73,10 @@ class EndpointError(Exception):
         self.job_id = job_id
         self._has_traceback = False
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # the constructors take more than `args` has, which is what exceptions are pickled by
+        return _restored, (type(self), self.args), vars(self)
+
     def show_traceback(self) -> None:
         """Let IPython draw the whole traceback of this error, the worker's too where it sent one."""
         self._has_traceback = True
@@ -83,6 +87,12 @@ class EndpointError(Exception):
         if self._has_traceback:
             raise AttributeError("_render_traceback_")
         return lambda: [f"{type(self).__name__}: {self}"]
+
+
+def _restored(kind: type[EndpointError], args: tuple[Any, ...]) -> EndpointError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class ConfigurationError(EndpointError):

@@ -302,7 +302,7 @@ class Exchange:
         match code:
             case 401:
                 variable = self.provider.key_variable
-                where = f"check ${variable}, or `%endpoint login`" if variable else "check the key"
+                where = f"check ${variable}, or `%endpoint login NAME`" if variable else "check the key"
                 return AuthenticationError(f"{what}: the key was refused (401){tail}; {where}", **known)
             case 402 | 403:
                 return PermissionDenied(f"{what}: not allowed ({code}: credit or rights){tail}", **known)

@@ -193,8 +193,7 @@ class Journal:
 
     def find(self, job_id: str) -> list[Entry]:
         """The entries whose server id begins so, newest first."""
-        escaped = job_id.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-        return self._select("WHERE job_id LIKE ? ESCAPE '\\' ORDER BY number DESC", f"{escaped}%")
+        return self._select("WHERE substr(job_id, 1, ?) = ? ORDER BY number DESC", len(job_id), job_id)
 
     def last(self) -> Entry | None:
         """The entry that was added last."""

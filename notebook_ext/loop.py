@@ -13,7 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
 __all__ = ["LoopThread"]
 
@@ -21,10 +21,16 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """An event loop in a thread of its own; started by the first `submit`, ended by `close`."""
+    """An event loop in a thread of its own; started by the first `submit`, ended by `close`.
 
-    def __init__(self, name: str = "notebook_ext") -> None:
+    Args:
+        name: The thread's name.
+        at_exit: What is called when the interpreter exits, in place of `close`.
+    """
+
+    def __init__(self, name: str = "notebook_ext", *, at_exit: Callable[[], Any] | None = None) -> None:
         self._name = name
+        self._at_exit = at_exit or self.close
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -46,7 +52,7 @@ class LoopThread:
                     target=self._run, args=(self._loop,), name=self._name, daemon=True
                 )
                 self._thread.start()
-                atexit.register(self.close)
+                atexit.register(self._at_exit)
             return self._loop
 
     @property
@@ -72,7 +78,7 @@ class LoopThread:
         with self._starting:
             already, self._closed = self._closed, True
             loop, thread = self._loop, self._thread
-        atexit.unregister(self.close)
+        atexit.unregister(self._at_exit)
         if already or loop is None or thread is None or self.in_thread:
             return
         with contextlib.suppress(concurrent.futures.TimeoutError, RuntimeError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
+from IPython.core.magic import Magics, line_cell_magic, magics_class, needs_local_scope, no_var_expand
 from traitlets import Bool
 
 if TYPE_CHECKING:
@@ -40,10 +40,11 @@ class EndpointMagics(Magics):
         self._nest_loops()
 
     @no_var_expand
+    @needs_local_scope
     @line_cell_magic
-    def endpoint(self, line: str, cell: str | None = None) -> Any:
+    def endpoint(self, line: str, cell: str | None = None, local_ns: dict[str, Any] | None = None) -> Any:
         """Call a serverless endpoint; `%endpoint help` lists what can be done."""
-        return self.verbs.do(line, cell)
+        return self.verbs.do(line, cell, local_ns)
 
     endpoint.getdoc = _overview  # type: ignore[union-attr]  # what `%endpoint?` shows
 

@@ -114,10 +114,14 @@ class Profile:
         self.complete(document)
         return document
 
+    @property
+    def places(self) -> frozenset[str]:
+        """The fields of `Options` that it has a place for."""
+        return frozenset({*self.options, "system"} if self.messages else self.options)
+
     def _refuse_homeless(self, given: Mapping[str, Any]) -> None:
-        places = {*self.options, "system"} if self.messages else {*self.options}
         for name in given:
-            if name not in places:
+            if name not in self.places:
                 raise InputError(
                     f"{_FLAGS[name]} has no place in the profile '{self.name}'; say where it goes with -p, "
                     f"such as -p {name}=..., or choose another profile with --profile."

@@ -9,6 +9,7 @@ import ast
 import contextlib
 import json
 import re
+import reprlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -141,6 +142,9 @@ TENSORONE_REST_DIALECT = Dialect(
 )
 
 
+_HUGE = 1e15  # JSON's integers have no bound, and its readers take NaN and Infinity
+
+
 # ---------------------------------------------------------------------------------- requests
 
 
@@ -231,7 +235,7 @@ def _milliseconds(policy: Mapping[str, Any], name: str) -> float | None:
     value = policy.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e15:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < _HUGE:
         raise InputError(f"'policy.{name}' must be a positive number of milliseconds below 1e15")
     return value / 1000
 
@@ -331,7 +335,13 @@ def read_health(document: Any, *, seen_at: float | None = None) -> Health:
 
 def _counts(value: Any) -> Counts:
     rows = value.items() if isinstance(value, Mapping) else ()
-    return Counts({_snake(str(key)): int(number) for key, number in rows if isinstance(number, (int, float))})
+    return Counts(
+        {
+            _snake(str(key)): int(number)
+            for key, number in rows
+            if isinstance(number, (int, float)) and abs(number) < _HUGE
+        }
+    )
 
 
 def read_purged(document: Any) -> int:
@@ -372,6 +382,13 @@ def read_worker_error(value: Any) -> WorkerError:
     handler returned it), `handler: MESSAGE traceback: ...` (a generator raised), or the Python
     repr of an object (a generator yielded it). Whatever it is, `raw` keeps it.
     """
+    try:
+        return _read_error(value)
+    except RecursionError:
+        return WorkerError(message="the worker's error is nested too deeply to be read", raw=value)
+
+
+def _read_error(value: Any) -> WorkerError:
     if isinstance(value, str):
         parsed = _parsed(value)
         if isinstance(parsed, Mapping):
@@ -388,7 +405,7 @@ def read_worker_error(value: Any) -> WorkerError:
     if isinstance(value, Mapping):
         return _from_mapping(value, value)
     if isinstance(value, Sequence) and value:
-        return WorkerError(message="; ".join(read_worker_error(item).message for item in value), raw=value)
+        return WorkerError(message="; ".join(_read_error(item).message for item in value), raw=value)
     return WorkerError(message=_excerpt(value), raw=value)
 
 
@@ -403,7 +420,8 @@ def _parsed(text: str) -> Any:
 
 
 def _from_mapping(value: Mapping[Any, Any], raw: Any) -> WorkerError:
-    message = next((value[key] for key in _MESSAGE_KEYS if value.get(key)), None)
+    told = (value.get(key) for key in _MESSAGE_KEYS)
+    message = next((text for text in told if text and not (isinstance(text, str) and text.isspace())), None)
     if isinstance(message, Mapping):
         inner = _from_mapping(message, raw)
         return WorkerError(inner.message, inner.type, inner.traceback, _text(value.get("worker_id")), raw)
@@ -476,7 +494,7 @@ def worker_error_to_json(error: WorkerError, *, version: str = "") -> str:
 
 
 def _duration(value: Any, dialect: Dialect) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _HUGE:
         return None
     return round(value * dialect.time_unit, 6)
 
@@ -486,7 +504,10 @@ def _text(value: Any) -> str | None:
 
 
 def _excerpt(value: Any, length: int = 200) -> str:
-    text = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
+    try:
+        text = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
+    except (TypeError, ValueError, RecursionError):  # keys that JSON does not have, or too deep
+        text = reprlib.repr(value)
     return text if len(text) <= length else text[: length - 3] + "..."
 
 

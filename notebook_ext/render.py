@@ -35,6 +35,7 @@ __all__ = [
     "jobs",
     "markdown",
     "no_output",
+    "note",
     "outputs",
     "speed",
     "wait_reason",
@@ -64,6 +65,8 @@ NO_OUTPUT = (
 _TABLE_ROWS = 100
 _GREY = "color:var(--jp-ui-font-color2, #666);font-size:var(--jp-ui-font-size1, 13px)"
 _CELL = "text-align:left;padding:2px 12px 2px 0"
+_ONE_LINE = 24  # a shorter cell of a table is not broken: a number keeps its unit
+_SHORT_ID = 8  # so much of a job's id names it in a notebook
 _DATA_URL = re.compile(r"data:(?:image|audio|video)/[\w.+-]+(?:;[\w=.-]+)*;base64,", re.IGNORECASE)
 _LINK = re.compile(r"https?://[^\s<>\"'`$\\]+", re.IGNORECASE)
 _MARKUP = re.compile(r"[\\`*_\[\]<>|$~&#@!:\"]")
@@ -172,15 +175,16 @@ def _dollars(cost: float) -> str:
 
 def footer_bundle(facts: Facts) -> Bundle:
     """The footer as a small grey line."""
-    return _grey_line(footer(facts))
+    return note(footer(facts))
 
 
 def no_output() -> Bundle:
     """What to show for a COMPLETED job whose answer carried no output at all."""
-    return _grey_line(NO_OUTPUT)
+    return note(NO_OUTPUT)
 
 
-def _grey_line(text: str) -> Bundle:
+def note(text: str) -> Bundle:
+    """A small grey line of ours."""
     return {"text/html": f'<div style="{_GREY}">{html.escape(text)}</div>', "text/plain": text}
 
 
@@ -439,16 +443,16 @@ class JobRow:
 def jobs(rows: Sequence[JobRow]) -> Bundle:
     """A table of jobs, in the order given."""
     if not rows:
-        return _grey_line("No jobs yet.")
+        return note("No jobs.")
     lines = [["", "endpoint", "id", "status", "prompt", "submitted", "queue", "run"]]
     lines += [
         [
             "" if row.number is None else f"@{row.number}",
             row.endpoint,
-            row.job_id,
+            row.job_id[:_SHORT_ID],
             str(row.status),
             _first_words(row.prompt),
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.submitted_at)),
+            _moment(row.submitted_at),
             "" if row.queue is None else duration(row.queue),
             "" if row.run is None else duration(row.run),
         ]
@@ -457,18 +461,25 @@ def jobs(rows: Sequence[JobRow]) -> Bundle:
     return {"text/html": _html_table(lines), "text/plain": _aligned(lines)}
 
 
+def _moment(seconds: float) -> str:
+    """The time of day if it was today, else the date too."""
+    then = time.localtime(seconds)
+    is_today = then[:3] == time.localtime()[:3]
+    return time.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M", then)
+
+
 def _first_words(text: str, limit: int = 48) -> str:
     line = " ".join(text[: 4 * limit].split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def _html_table(lines: Sequence[Sequence[str]]) -> str:
+    def drawn(cell: str, tag: str) -> str:
+        style = f"{_CELL};white-space:nowrap" if len(cell) <= _ONE_LINE else _CELL
+        return f'<{tag} style="{style}">{html.escape(cell)}</{tag}>'
+
     def row(cells: Sequence[str], tag: str) -> str:
-        return (
-            "<tr>"
-            + "".join(f'<{tag} style="{_CELL}">{html.escape(cell)}</{tag}>' for cell in cells)
-            + "</tr>"
-        )
+        return f"<tr>{''.join(drawn(cell, tag) for cell in cells)}</tr>"
 
     body = "".join(row(line, "td") for line in lines[1:])
     style = "border-collapse:collapse;color:var(--jp-ui-font-color1, inherit)"
@@ -502,11 +513,7 @@ def _lines(text: str, color: str) -> Bundle:
 
 def error(error: Exception) -> Bundle:
     """What went wrong, where nothing is raised: for a job in the background, or one that is shown again."""
-    text = f"{type(error).__name__}: {error}"
-    job: Job | None = getattr(error, "job", None)
-    if job is not None and job.error is not None and job.error.traceback:
-        text = f"{text}\n{job.error.traceback.rstrip()}"
-    return _lines(text, "var(--jp-error-color1, #c62828)")
+    return _lines(f"{type(error).__name__}: {error}", "var(--jp-error-color1, #c62828)")
 
 
 def error_text(error: WorkerError) -> str:

@@ -67,7 +67,7 @@ class Session:
         config: config.Config | None = None,
         wait_step: Callable[[concurrent.futures.Future[Any], float | None], bool] | None = None,
     ) -> None:
-        self.loop = LoopThread()
+        self.loop = LoopThread(at_exit=self.close)  # which ends what is served in its own order
         self.journal = Journal(journal)
         self.config = config if config is not None else _config()
         self.wait_step = wait_step or _wait
@@ -78,6 +78,7 @@ class Session:
         self._limits: dict[tuple[str, str], Limits] = {}
         self._server: EmbeddedServer | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._watchers: list[Callable[[JobHandle], None]] = []
         self._default: str | None = None
         self._closed = False
 
@@ -128,6 +129,13 @@ class Session:
         if connection is not None:
             return f"{connection.endpoint.id} at {connection.provider.name}, this session only"
         return "the built-in demo, which needs no account"
+
+    def profile(self, name: str) -> str:
+        """How the input of a name's endpoint is laid out; nothing is connected or served for that."""
+        found = self._connections.get(name) or self.config.endpoints.get(name)
+        if found is not None:
+            return found.profile
+        return "chat" if name == DEMO else "raw"
 
     def default_name(self) -> str:
         """The endpoint that is meant where none is named."""
@@ -291,8 +299,7 @@ class Session:
             operation=operation,
             rate=connection.rate,
         )
-        self.handles[number] = handle
-        self._asked[number] = connection.endpoint
+        self._keep(handle, connection.endpoint)
         self._start(self._run(handle, connection.endpoint, submission))
         return handle
 
@@ -328,8 +335,7 @@ class Session:
             job=job,
             rate=connection.rate,
         )
-        self.handles[handle.number] = handle
-        self._asked[handle.number] = connection.endpoint
+        self._keep(handle, connection.endpoint)
         handle.saw(job)
         self._start(self._keep_following(handle, connection.endpoint))
         return handle
@@ -379,16 +385,40 @@ class Session:
 
     def retry(self, handle: JobHandle) -> None:
         """Queue a failed job again, and follow it again."""
+        self.ask(self.queue_again(handle))
+
+    async def queue_again(self, handle: JobHandle) -> None:
+        """What `retry` does, for code on the session's loop."""
         endpoint = self._asked[handle.number]
-        job = self.ask(endpoint.retry(handle.id))
+        job = await endpoint.retry(handle.id)
+        handle.begin_again()
+        self._announce(handle)
+        self.journal.restart(handle.number)
+        self._saw(handle, job)
+        self._start(self._keep_following(handle, endpoint))
 
-        def begin_again() -> None:
-            handle.begin_again()
-            self.journal.restart(handle.number)
-            self._saw(handle, job)
-            self._start(self._keep_following(handle, endpoint))
+    def watch(self, watcher: Callable[[JobHandle], None]) -> Callable[[], None]:
+        """Call a function with each job that there is, and with each that is new or begins again.
 
-        self.on_loop(begin_again)
+        Args:
+            watcher: Called on the loop, from where this is called too; it must be quick, and not raise.
+
+        Returns:
+            A function that ends that.
+        """
+        self._watchers.append(watcher)
+        for handle in list(self.handles.values()):
+            watcher(handle)
+        return lambda: self._watchers.remove(watcher)
+
+    def _keep(self, handle: JobHandle, endpoint: Endpoint) -> None:
+        self.handles[handle.number] = handle
+        self._asked[handle.number] = endpoint
+        self._announce(handle)
+
+    def _announce(self, handle: JobHandle) -> None:
+        for watcher in list(self._watchers):
+            watcher(handle)
 
     # ------------------------------------------------------------------ waiting and ending
 
@@ -475,7 +505,7 @@ class Session:
             handle.saw(Ended(error))
         except asyncio.CancelledError:
             self._saw(handle, replace(handle.job, status=JobStatus.AMBIGUOUS, seen_at=time.time()))
-            handle.saw(Ended(_closed_while(handle)))
+            handle.saw(Ended(_closed_while(handle, endpoint)))
             raise
         except Exception as bug:  # noqa: BLE001 - whoever waits for this job must hear of it
             self._saw(handle, replace(handle.job, status=JobStatus.AMBIGUOUS, seen_at=time.time()))
@@ -504,7 +534,7 @@ class Session:
         except EndpointError as failure:
             error = failure
         except asyncio.CancelledError:
-            error = _closed_while(handle)
+            error = _closed_while(handle, endpoint)
             raise
         except Exception as bug:  # noqa: BLE001 - whoever waits for this job must hear of it
             error = EndpointError(f"following @{handle.number} broke: {bug!r}", job_id=handle.id)
@@ -567,6 +597,8 @@ class Session:
                 await endpoint.cancel(handle.id)
                 job = await endpoint.status(handle.id)
                 while not job.status.is_final:
+                    if not handle.status.is_final:
+                        self._saw(handle, job)
                     job = await endpoint.status_sync(handle.id, wait=1.0)
         except JobLost as error:
             job = error.job
@@ -628,10 +660,11 @@ def _outcome(handle: JobHandle, error: EndpointError | None) -> Stopped:
     return Stopped(handle, confirmed, None if confirmed else error)
 
 
-def _closed_while(handle: JobHandle) -> ConfigurationError:
-    return ConfigurationError(
-        f"the session closed while @{handle.number} was {handle.status}; the job itself may go on",
-        job_id=handle.id or None,
+def _closed_while(handle: JobHandle, endpoint: Endpoint) -> EndpointError:
+    is_served_here = endpoint.provider.key_source is not None
+    fate = "it ended with its endpoint, which was served here" if is_served_here else "the job itself may go on"
+    return EndpointError(
+        f"the session closed while @{handle.number} was {handle.status}: {fate}", job_id=handle.id or None
     )
 
 

@@ -101,10 +101,9 @@ class Progress:
     @classmethod
     def read(cls, value: Any) -> Progress | None:
         """Read a `progress_update` payload: a number, a percentage, `{"step": 2, "of": 5}` or text."""
-        if value is None or isinstance(value, bool):
-            return None
-        if isinstance(value, (int, float)):
-            return cls(_fraction(value, 1.0 if 0 <= value <= 1 else 100.0), f"{value:g}")
+        number = _number(value)
+        if number is not None:
+            return cls(_fraction(number, 1.0 if 0 <= number <= 1 else 100.0), f"{number:g}")
         if isinstance(value, str):
             return cls._read_text(value)
         if isinstance(value, Mapping):
@@ -137,8 +136,12 @@ class Progress:
             return cls(None, line)
 
 
+_HUGE = 1e300  # JSON's integers have no bound, and its readers take NaN and Infinity
+
+
 def _number(value: Any) -> float | None:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number and abs(value) < _HUGE else None
 
 
 def _fraction(value: float, total: float) -> float:

@@ -13,19 +13,20 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, cast
 
-from notebook_ext import config, grammar, profiles, prompts, providers, render
+from notebook_ext import cellcode, config, grammar, profiles, prompts, providers, render
 from notebook_ext.arguments import Arguments
 from notebook_ext.cell import visible
 from notebook_ext.cells import JobCells
 from notebook_ext.errors import ConfigurationError, EndpointError, InputError
 from notebook_ext.handle import JobHandle
+from notebook_ext.panels import Panels
 from notebook_ext.protocol import JobRequest, Operation
 from notebook_ext.types import Health, Job, JobStatus
 from notebook_ext.view import facts
 from notebook_ext.vocabulary import HANDLERS, VERBS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from notebook_ext.connection import Connection, Submission
     from notebook_ext.grammar import Command
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from notebook_ext.view import JobView
 
 __all__ = ["JobTable", "Verbs"]
+
+WATCH_EVERY, LEAST_EVERY = 5.0, 1.0
+"""Seconds between two questions for an endpoint's counters, unless they are given; and at least."""
 
 
 class JobTable(list[JobHandle]):
@@ -54,15 +58,18 @@ class Verbs:
         self._shell = shell
         self._front_end = front_end
         self._cells = JobCells(session, front_end)
+        self._panels = Panels(session, front_end)
         self._namespace: dict[str, Any] = shell.user_ns
         self._shown: list[Any] = []  # by this cell
+        self._commands: dict[int, Command] = {}  # that jobs came from
 
-    def do(self, line: str, body: str | None) -> Any:
+    def do(self, line: str, body: str | None, local: Mapping[str, Any] | None = None) -> Any:
         """Read a line, and the body under it, and do what it says.
 
         Args:
             line: What stands behind `%endpoint` or `%%endpoint`.
             body: What stands under a cell magic; None for a line magic.
+            local: The variables of the function that the line stands in.
 
         Raises:
             EndpointError: It cannot be done; one sentence says why.
@@ -73,7 +80,9 @@ class Verbs:
                 return self._print(grammar.overview())
             command = grammar.parse(line, body, endpoints=self.session.names())
             verb: Callable[[Command, Arguments], Any] = getattr(self, f"_{command.verb.name}")
-            return verb(command, Arguments(command, self._namespace))
+            done = verb(command, Arguments(command, {**self._namespace, **(local or {})}))
+            self._panels.refresh()
+            return done
         except EndpointError as error:
             # a line that could not be read may ask for it all the same
             typed = {"debug": "--debug" in line.split()} if command is None else vars(command.arguments)
@@ -136,6 +145,7 @@ class Verbs:
         if command.arguments.dry_run:
             return self._print(_dry_run(connection, submission, kind, profile.name))
         handle = self.session.submit(connection, submission, profile=profile.name)
+        self._commands[handle.number] = command
         self._keep(command, handle)
         if config.looks_like_key(_typed(command)):
             handle.notes.append("this cell seems to hold a key: put it in a variable before you share it")
@@ -237,6 +247,15 @@ class Verbs:
         self._wait_or_leave(command, self._view(command, handle), arguments.seconds("timeout"))
         return handle
 
+    def _code(self, command: Command, _: Arguments) -> None:
+        handle = self._handle(command.arguments.job)
+        known = self._commands.get(handle.number) or _from_python(handle)
+        code = cellcode.cell(cellcode.at(handle.endpoint, known))
+        if command.arguments.cell and not self._front_end.is_headless:
+            self._shell.set_next_input(code)
+        else:
+            self._print(code)
+
     def _jobs(self, command: Command, arguments: Arguments) -> Any:
         since = arguments.seconds("since")
         return self._present(
@@ -251,11 +270,46 @@ class Verbs:
 
     # ------------------------------------------------------------------ endpoints
 
-    def _health(self, _: Command, arguments: Arguments) -> Any:
+    def _health(self, command: Command, arguments: Arguments) -> Any:
         connection = self._connection(arguments)
+        if command.arguments.watch and self._panels.can_be_live:
+            return self._watch(connection, command, arguments)
         health = connection.health()
         self._front_end.cell().show(render.health(health, connection.name))
         return self._as_shown(health)
+
+    def _watch(self, connection: Connection, command: Command, arguments: Arguments) -> None:
+        every = arguments.seconds("every") or WATCH_EVERY
+        if every < LEAST_EVERY:
+            raise InputError(
+                f"--every {every:g} s is too often for a provider; {LEAST_EVERY:g} s is the least"
+            )
+        is_endless = command.arguments.forever
+        self._panels.health(connection, every=every, is_endless=is_endless, cell=self._run_of_cell())
+
+    def _panel(self, command: Command, arguments: Arguments) -> Any:
+        kind = command.arguments.kind
+        if kind == "health":
+            command.arguments.watch = True
+            return self._health(command, arguments)
+        if kind == "jobs":
+            if not self._panels.can_be_live:
+                return self._present(JobTable(self.session.handles.values()))
+            return self._panels.jobs(self._cells.end_bundles, cell=self._run_of_cell())
+        if not self._panels.can_be_live:
+            return self._print(
+                "The prompt panel needs a notebook in a browser; here, `%%endpoint run NAME` over a prompt "
+                "does the same."
+            )
+        return self._panels.prompt(
+            arguments.text("target") or self.session.default_name(),
+            self._namespace,
+            self._commands.__setitem__,
+            cell=self._run_of_cell(),
+        )
+
+    def _run_of_cell(self) -> tuple[str | None, int]:
+        return self._cell_id(), self._shell.execution_count
 
     def _purge(self, command: Command, arguments: Arguments) -> None:
         connection = self._connection(arguments)
@@ -263,10 +317,10 @@ class Verbs:
         if not command.arguments.yes:
             waiting = connection.health().jobs["in_queue"]
             mine = sum(
-                handle.endpoint == name and handle.status is JobStatus.IN_QUEUE
+                handle.endpoint == name and handle.id != "" and handle.status is JobStatus.IN_QUEUE
                 for handle in self.session.active()
             )
-            question = f"Remove all {waiting} queued jobs of {name}, {mine} of them this notebook's?"
+            question = f"Remove {_queued(waiting)} of {name} ({mine} from this notebook)?"
             if self._front_end.is_headless:
                 raise InputError(f"{question} Nobody can be asked here: add --yes")
             try:
@@ -277,9 +331,7 @@ class Verbs:
                 self._print("nothing was removed")
                 return
         removed = connection.purge_queue()
-        self._print(
-            f"{removed} queued job{'' if removed == 1 else 's'} of {name} removed; running ones go on"
-        )
+        self._print(f"{_queued(removed)} of {name} removed; running ones go on")
 
     def _serve(self, command: Command, arguments: Arguments) -> None:
         options, name = command.arguments, command.arguments.name
@@ -423,12 +475,30 @@ class Verbs:
         self._print(f"{', '.join(found)}, Python {sys.version.split()[0]}")
 
 
+def _from_python(handle: JobHandle) -> Command:
+    """The command of a job that was submitted from Python."""
+    if handle.input is None:
+        raise InputError(f"@{handle.number} was not submitted from here, so what it was asked is not known")
+    profile = profiles.get(handle.profile)
+    fits = isinstance(handle.input, dict) and profile.place(handle.input, is_text=False) == handle.input
+    return cellcode.from_input(
+        handle.endpoint,
+        handle.input,
+        {"profile": handle.profile if fits else "raw"},
+        verb=handle.operation,
+    )
+
+
 def _bundle(value: Any) -> dict[str, Any]:
     if isinstance(value, Job):
         return render.job(value)
     if isinstance(value, Health):
         return render.health(value, "health")
     return render.jobs([_row(handle) for handle in value])
+
+
+def _queued(count: int) -> str:
+    return f"{count} queued job{'' if count == 1 else 's'}"
 
 
 def _row(handle: JobHandle) -> render.JobRow:

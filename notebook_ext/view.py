@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from notebook_ext import render
 from notebook_ext.errors import InputError
@@ -16,12 +16,11 @@ from notebook_ext.handle import Ended
 from notebook_ext.types import Health, Job, JobStatus, StreamChunk
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from notebook_ext.display import JobDisplay, TerminalDisplay
     from notebook_ext.handle import Event, JobHandle
     from notebook_ext.profiles import Decoder, Final
-    from notebook_ext.widgets.job import JobStrip
+    from notebook_ext.widgets.job import StripView
 
 __all__ = ["JobView", "facts", "final_bundles"]
 
@@ -29,6 +28,22 @@ TICK = 0.5
 """Seconds between two drawings of the strip while nothing but time goes on."""
 LIVE_FORMATS = frozenset({"auto", "markdown", "text"})
 """Formats whose text is shown while it comes; the others need all of it."""
+
+
+class Display(Protocol):
+    """A job's place: `display.JobDisplay`, or what stands in for it in a panel."""
+
+    def add(self, text: str) -> None: ...
+
+    def finish(
+        self, bundles: Sequence[Mapping[str, Any]] = (), footer: Mapping[str, Any] | None = None
+    ) -> None: ...
+
+
+class Strip(Protocol):
+    """What shows a running job's state: `widgets.job.JobStrip`, or a panel."""
+
+    def update(self, view: StripView) -> None: ...
 
 
 class JobView:
@@ -48,9 +63,9 @@ class JobView:
         self,
         handle: JobHandle,
         decoder: Decoder,
-        display: JobDisplay | TerminalDisplay,
+        display: Display,
         *,
-        strip: JobStrip | None = None,
+        strip: Strip | None = None,
         output_format: str = "auto",
         is_background: bool = False,
         is_quiet: bool = False,

@@ -11,26 +11,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from notebook_ext import prompts
 from notebook_ext.errors import InputError
+from notebook_ext.render import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["ALIASES", "FORMATS", "HANDLERS", "VERBS", "Verb"]
+__all__ = ["ALIASES", "FORMATS", "HANDLERS", "PANELS", "VERBS", "Verb"]
 
-FORMATS = (
-    "auto",
-    "markdown",
-    "text",
-    "json",
-    "table",
-    "code",
-    "image",
-    "audio",
-    "video",
-    "html",
-    "raw",
-    "none",
-)
+PANELS = ("prompt", "jobs", "health")
 HANDLERS = ("echo", "chat", "image", "openai", "sleep", "fail")
 
 
@@ -56,7 +44,7 @@ class _Parser(argparse.ArgumentParser):
             return
         near = difflib.get_close_matches(value, action.choices, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(action.choices)}"
-        self.error(f"{'/'.join(action.option_strings)} cannot be '{value[:40]}'; {hint}")
+        self.error(f"{'/'.join(action.option_strings) or action.metavar} cannot be '{value[:40]}'; {hint}")
 
     def read(self, tokens: Sequence[str]) -> argparse.Namespace:
         if any(re.fullmatch(r"(--?\w[\w-]*=)?--", token) for token in tokens):
@@ -280,6 +268,26 @@ def _list_jobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--since", metavar="TIME", help="only those submitted within that time, such as 1d")
 
 
+def _watch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--watch", action="store_true", help="keep watching, with a line for each counter")
+
+
+def _pace(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("while it is watched")
+    group.add_argument("--every", metavar="TIME", help="how often the endpoint is asked (5s)")
+    group.add_argument("--forever", action="store_true", help="until it is stopped; else for ten minutes")
+
+
+def _panel(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "kind", nargs="?", default="prompt", choices=PANELS, metavar="PANEL", help=", ".join(PANELS)
+    )
+
+
+def _code(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cell", action="store_true", help="insert it as the next cell")
+
+
 def _topic(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("topic", nargs="?", help="verb")
 
@@ -355,8 +363,8 @@ VERBS: Mapping[str, Verb] = {
         Verb(
             "health",
             "Show an endpoint's counters of jobs and workers.",
-            "%endpoint health demo",
-            (_target, _debug),
+            "%endpoint health demo --watch",
+            (_target, _watch, _pace, _debug),
             takes="endpoint",
         ),
         Verb(
@@ -367,6 +375,19 @@ VERBS: Mapping[str, Verb] = {
             takes="endpoint",
         ),
         Verb("jobs", "List this notebook's jobs.", "%endpoint jobs --active", (_list_jobs, _debug)),
+        Verb(
+            "panel",
+            "Open a panel: prompts, jobs or an endpoint's health, by mouse.",
+            "%endpoint panel jobs",
+            (_panel, _target, _pace, _debug),
+        ),
+        Verb(
+            "code",
+            "Write the cell that does what a job did.",
+            "%endpoint code @last --cell",
+            (_job, _code, _debug),
+            takes="job",
+        ),
         Verb(
             "serve",
             "Serve a function on an embedded endpoint: the real protocol, on this machine.",

@@ -18,6 +18,10 @@ OUR_THREADS = "notebook_ext"
 FOREIGN_KEYS = ("RUNPOD_API_KEY", "TENSORONE_API_KEY", "TENSORONE_BASE_URL")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--pictures", action="store_true", help="make the README's pictures anew")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The browser last: it is slow, and Playwright keeps an event loop running in the main thread."""
     items.sort(key=lambda item: "browser" in item.path.parts)

@@ -42,7 +42,7 @@ async def calling(name: str = "demo", **handlers):
 
 
 async def outputs(stream) -> list:
-    return [chunk.output async for chunk in stream]
+    return [event.output async for event in stream]
 
 
 def endpoint_of(server, **more) -> Endpoint:
@@ -279,14 +279,12 @@ def test_retry_queues_a_failed_job_again_and_no_other() -> None:
         async with calling(demo=handler) as (endpoint, _):
             job = await endpoint.run({"n": 1})
             assert (await endpoint.status_sync(job.id)).status is JobStatus.FAILED
-            assert await endpoint.retry(job.id) == replace(job, seen_at=(await _seen(endpoint, job)))
+            queued = await endpoint.retry(job.id)
+            assert (queued.id, queued.status) == (job.id, JobStatus.IN_QUEUE)
             done = await endpoint.status_sync(job.id)
             assert (done.output, done.retries, inputs) == ("well", 1, [{"n": 1}] * 2)
             with pytest.raises(BadRequest, match="only FAILED"):
                 await endpoint.retry(job.id)
-
-    async def _seen(endpoint, job):
-        return pytest.approx(time.time(), abs=60)
 
     asyncio.run(scenario())
 
@@ -457,7 +455,7 @@ def test_payload_limits_are_kept_before_anything_is_sent() -> None:
                 await endpoint.run("x" * (100 - around))
                 await endpoint.run_sync("x" * (200 - around))
                 for submit, size in ((endpoint.run, 101), (endpoint.run_sync, 201)):
-                    with pytest.raises(InputError, match="nothing was sent. Put the data where"):
+                    with pytest.raises(InputError, match=r"nothing was sent\. Put the data where"):
                         await submit("x" * (size - around))
                 with pytest.raises(InputError):  # bytes count, not characters
                     await endpoint.run("ä" * 50)
@@ -483,7 +481,7 @@ def test_runpods_limits_are_ten_and_twenty_megabytes() -> None:
 def test_what_is_not_json_is_refused(value) -> None:
     async def scenario() -> None:
         async with calling(demo="echo") as (endpoint, api):
-            with pytest.raises(InputError, match="not JSON: .*; nothing was sent"):
+            with pytest.raises(InputError, match=r"not JSON: .*; nothing was sent"):
                 await endpoint.run(value)
             assert not api.server.endpoints["demo"].records
 
@@ -723,7 +721,6 @@ def test_a_connection_is_used_again() -> None:
 
 def test_the_requests_of_a_streamed_job_are_bounded() -> None:
     """One submission, one poll per chunk at most, and the final status; no look while chunks come."""
-    release = asyncio.Event()
 
     async def handler(job):
         for number in range(20):
@@ -731,7 +728,7 @@ def test_the_requests_of_a_streamed_job_are_bounded() -> None:
             await asyncio.sleep(0.01)
 
     async def scenario() -> None:
-        async with calling(demo=handler) as (endpoint, api):
+        async with calling(demo=handler) as (endpoint, _):
             asked = []
             call = endpoint._exchange.call
 
@@ -745,7 +742,6 @@ def test_the_requests_of_a_streamed_job_are_bounded() -> None:
             assert asked[0] is Operation.RUN
             assert asked.count(Operation.STREAM) <= 22
             assert asked.count(Operation.STATUS) == 0
-            release.set()
 
     asyncio.run(scenario())
 
@@ -760,11 +756,15 @@ def test_a_server_that_does_not_hold_is_not_hammered() -> None:
         ):
             for reader in (endpoint.stream("j"), endpoint.follow("j")):
                 server.asked.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(1.5), contextlib.aclosing(reader):
-                        async for _ in reader:
-                            pass
-                assert 2 <= server.count("stream") <= 20
+                reading = asyncio.create_task(outputs(reader))
+                await asyncio.sleep(1)
+                early = server.count("stream")
+                await asyncio.sleep(0.5)
+                late = server.count("stream") - early
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+                assert 5 <= early <= 100  # a hundred at once would be answered in 50 ms
+                assert 1 <= late <= 20  # and ever fewer, the longer nothing comes
                 assert server.count("status") <= 4
             server.asked.clear()
             with contextlib.suppress(TimeoutError):
@@ -796,41 +796,31 @@ def tensorone(server) -> Endpoint:
     return Endpoint("ep", replace(TENSORONE_REST, base_url=server.url), KEY)
 
 
-async def tensor(asked) -> bytes:
+def tensor():
     """The routes as the documentation has them; the endpoint is not in the status path."""
-    match asked.path.removeprefix("/v2").split("/")[1:]:
-        case ["endpoints", "ep", "runsync"]:
-            return answer(
-                {
-                    "output": {"text": "hi"},
-                    "status": "completed",
-                    "executionTime": 1.23,
-                    "metadata": {"cost": 1},
-                }
-            )
-        case ["endpoints", "ep", "runasync"]:
-            return answer({"jobId": "job-1", "status": "queued"})
-        case ["jobs", "job-1", "status"]:
-            running = len([1 for path in asked_paths if path.endswith("status")]) < 2
-            asked_paths.append(asked.path)
-            if running:
+    looks = iter(["running", "running"])
+
+    async def respond(asked) -> bytes:
+        match asked.path.removeprefix("/v2").split("/")[1:]:
+            case ["endpoints", "ep", "runsync"]:
+                return answer({"output": {"text": "hi"}, "status": "completed", "executionTime": 1.23})
+            case ["endpoints", "ep", "runasync"]:
+                return answer({"jobId": "job-1", "status": "queued"})
+            case ["jobs", "job-1", "status"] if next(looks, None):
                 return answer({"jobId": "job-1", "status": "running", "progress": 50})
-            return answer({"jobId": "job-1", "status": "completed", "result": [1], "executionTime": 2.5})
-        case ["jobs", "job-2", "status"]:
-            return answer(
-                {"jobId": "job-2", "status": "failed", "error": {"code": "OOM", "message": "no memory"}}
-            )
-    return answer({"error": "NOT_FOUND", "message": "no such route"}, 404)
+            case ["jobs", "job-1", "status"]:
+                return answer({"jobId": "job-1", "status": "completed", "result": [1], "executionTime": 2.5})
+            case ["jobs", "job-2", "status"]:
+                error = {"code": "OOM", "message": "no memory"}
+                return answer({"jobId": "job-2", "status": "failed", "error": error})
+        return answer({"error": "NOT_FOUND", "message": "no such route"}, 404)
 
-
-asked_paths: list[str] = []
+    return respond
 
 
 def test_tensorone_rest_speaks_its_own_dialect() -> None:
-    asked_paths.clear()
-
     async def scenario() -> None:
-        async with rude(tensor) as server, tensorone(server) as endpoint:
+        async with rude(tensor()) as server, tensorone(server) as endpoint:
             job = await endpoint.run_sync({"prompt": "x"})
             assert (job.id, job.status, job.output) == ("", JobStatus.COMPLETED, {"text": "hi"})
             assert job.execution_time == 1.23
@@ -871,7 +861,7 @@ def test_tensorone_rest_speaks_its_own_dialect() -> None:
 )
 def test_what_a_provider_does_not_document_is_not_guessed(ask, request) -> None:
     async def scenario() -> None:
-        async with rude(tensor) as server, tensorone(server) as endpoint:
+        async with rude(tensor()) as server, tensorone(server) as endpoint:
             with pytest.raises(ConfigurationError, match="is not documented for this provider") as caught:
                 await ask(endpoint)
             assert request.node.callspec.id in str(caught.value)

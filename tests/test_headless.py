@@ -8,10 +8,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import nbformat
@@ -21,19 +20,22 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 pytestmark = pytest.mark.kernels
 
 KEY = "rpa_THIS0IS0A0PLANTED0KEY0THAT0NOBODY0MAY0SEE0ABCDEF"
 TEXT = "Some **bold** words and $a<b$"
-STREAMER = '''
+STREAMER = """
 import time
 def handler(job):
     for word in job["input"]["prompt"].split(" "):
         time.sleep(0.02)
         print("PRINTED BY THE HANDLER")
         yield word + " "
-'''
-SLOW = '''
+"""
+SLOW = """
 import pathlib, time
 def handler(job):
     folder = pathlib.Path(job["input"]["folder"])
@@ -45,7 +47,7 @@ def handler(job):
         yield "done"
     finally:
         (folder / "ended").touch()
-'''
+"""
 
 
 def notebook_of(*cells: str) -> nbformat.NotebookNode:
@@ -80,12 +82,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace
     """A server that outlives the kernels, and says itself how its jobs stand."""
     folder = tmp_path_factory.mktemp("server")
     (folder / "slow.py").write_text(SLOW)
-    command = [sys.executable, "-m", "notebook_ext.server", f"slow={folder / 'slow.py'}:handler", "echo=echo", "--workers", "9"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "NOTEBOOK_EXT_TOKEN": KEY}) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "notebook_ext.server",
+        f"slow={folder / 'slow.py'}:handler",
+        "echo=echo",
+        "--workers",
+        "9",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "NOTEBOOK_EXT_TOKEN": KEY}
+    ) as process:
         url = json.loads(process.stdout.readline())["base_url"]
 
         def status(job: str) -> str:
-            answer = httpx.get(f"{url}/slow/status/{job}", headers={"Authorization": f"Bearer {KEY}"}, trust_env=False)
+            answer = httpx.get(
+                f"{url}/slow/status/{job}", headers={"Authorization": f"Bearer {KEY}"}, trust_env=False
+            )
             return answer.json()["status"]
 
         yield SimpleNamespace(url=url, status=status)
@@ -103,6 +117,10 @@ CELLS = {
     "background cell": f"%%endpoint run shout --bg\n{TEXT}",
     "lines": "print('one')\n%endpoint run shout -- first\nprint('two')\n%endpoint run echo -p second=2\nprint('three')",
     "two in the background": "%endpoint run shout --bg -- first\n%endpoint run shout --bg -- second",
+    "quiet": "%endpoint run shout -q -- one\nquiet = %endpoint run shout -q --bg -- two",
+    "captured": "%%capture captured\n%endpoint run shout -- three",
+    "shown": "quiet = captured.outputs[0].data['text/plain'] + quiet.output()\nprint(quiet)",
+    "awaited": "awaited = %endpoint run echo -q --bg -p x=2\nprint(await awaited)",
     "value": "%endpoint answer << runsync echo -p x=1\nanswer",
     "elsewhere": "job",
     "status": "%endpoint status @1",
@@ -124,7 +142,9 @@ def finished(server: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) 
     (folder / "key").write_text(KEY)
     cells = [cell.replace("{url}", server.url) for cell in CELLS.values()]
     notebook = execute(*cells, resources={"metadata": {"path": str(folder)}})
-    return SimpleNamespace(notebook=notebook, folder=folder, cells=dict(zip(CELLS, notebook.cells[1:], strict=True)))
+    return SimpleNamespace(
+        notebook=notebook, folder=folder, cells=dict(zip(CELLS, notebook.cells[1:], strict=True))
+    )
 
 
 @pytest.mark.parametrize("name", ["run", "background cell"])
@@ -165,6 +185,16 @@ def test_line_magics_share_their_cell_with_prints_in_order(finished):
 
 def test_a_value_is_its_cells_result(finished):
     assert shown(finished.cells["value"])[-1] == "{'x': 1}"
+
+
+def test_quiet_and_captured_cells_stay_empty(finished):
+    assert shown(finished.cells["quiet"]) == []
+    assert shown(finished.cells["captured"]) == []
+    assert shown(finished.cells["shown"]) == ["three two \n"]
+
+
+def test_a_job_can_be_awaited_in_a_cell(finished):
+    assert shown(finished.cells["awaited"]) == ["{'x': 2}\n"]
 
 
 def test_a_handle_shows_its_result_elsewhere(finished):
@@ -212,6 +242,30 @@ def test_it_reads_well_as_html(finished):
     assert "<strong>bold</strong>" in page
     assert "· COMPLETED ·" in page
     assert "Loading widget" not in page
+
+
+@pytest.mark.parametrize("version", ["6.29.5", "7.3.0"])
+def test_older_kernels_save_the_same(environments, version, tmp_path, monkeypatch):
+    folder = tmp_path / "kernels" / "older"
+    folder.mkdir(parents=True)
+    command = [str(environments[version]), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (folder / "kernel.json").write_text(
+        json.dumps({"argv": command, "display_name": "older", "language": "python"})
+    )
+    names = ("serve", "echo", "run", "background", "next", "lines")
+    notebook = notebook_of(
+        "%load_ext notebook_ext",
+        *(CELLS[name] for name in names),
+        "import ipykernel\nprint(ipykernel.__version__)",
+    )
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    NotebookClient(notebook, kernel_name="older", timeout=60).execute()
+    cells = SimpleNamespace(cells=dict(zip(names, notebook.cells[1:], strict=False)), notebook=notebook)
+    assert shown(notebook.cells[-1]) == [f"{version}\n"]
+    test_a_job_is_saved_as_markdown_and_text_and_a_footer(cells, "run")
+    test_a_background_job_is_waited_for_at_the_end_of_its_own_cell(cells)
+    test_line_magics_share_their_cell_with_prints_in_order(cells)
+    test_nothing_that_is_saved_needs_a_kernel(cells)
 
 
 # ---------------------------------------------------------------------------------- notebooks that fail
@@ -265,7 +319,9 @@ def test_bad_input_fails_the_notebook_in_one_line(cell, name, said):
 
 def test_a_cell_that_fails_itself_keeps_its_own_error():
     failed = fail(BOOM, "%endpoint run boom --bg -o job -- hi\n1 / 0").cells[2]
-    assert [output.ename for output in failed.outputs if output.output_type == "error"] == ["ZeroDivisionError"]
+    assert [output.ename for output in failed.outputs if output.output_type == "error"] == [
+        "ZeroDivisionError"
+    ]
 
 
 @pytest.mark.parametrize("flag", ["", "--bg"])
@@ -276,10 +332,14 @@ def test_a_timeout_of_the_run_cancels_the_remote_job(server, tmp_path, flag):
         "open('id', 'w').write(job.id);",
     )
     notebook = notebook_of("%load_ext notebook_ext", *cells)
-    client = NotebookClient(notebook, timeout=4, interrupt_on_timeout=True, kernel_name="python3", allow_errors=True)
+    client = NotebookClient(
+        notebook, timeout=4, interrupt_on_timeout=True, kernel_name="python3", allow_errors=True
+    )
     client.execute()
     failed = notebook.cells[2]
-    assert [output.ename for output in failed.outputs if output.output_type == "error"] == ["KeyboardInterrupt"]
+    assert [output.ename for output in failed.outputs if output.output_type == "error"] == [
+        "KeyboardInterrupt"
+    ]
     assert re.search(r"@1 CANCELLED after [\d.]+ s of execution", shown(failed)[-1])
     assert server.status(Path("id").read_text()) == "CANCELLED"
     assert (tmp_path / "ended").exists()
@@ -289,7 +349,12 @@ def test_a_timeout_of_the_run_cancels_the_remote_job(server, tmp_path, flag):
 
 
 def test_nbconvert_executes_and_writes_html(tmp_path):
-    nbformat.write(notebook_of("%load_ext notebook_ext", BOOM.replace("raise", "# raise"), "%endpoint run boom --bg -- hi"), "in.ipynb")
+    nbformat.write(
+        notebook_of(
+            "%load_ext notebook_ext", BOOM.replace("raise", "# raise"), "%endpoint run boom --bg -- hi"
+        ),
+        "in.ipynb",
+    )
     command = [sys.executable, "-m", "nbconvert", "--execute", "--to", "html", "in.ipynb"]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     page = Path("in.html").read_text()
@@ -309,7 +374,18 @@ def test_papermill_gives_parameters_and_saves_what_failed(tmp_path):
     notebook.cells[0].metadata["tags"] = ["parameters"]
     notebook.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python 3"}
     nbformat.write(notebook, "in.ipynb")
-    command = [sys.executable, "-m", "papermill", "in.ipynb", "out.ipynb", "-k", "python3", "-p", "audience", "children"]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "in.ipynb",
+        "out.ipynb",
+        "-k",
+        "python3",
+        "-p",
+        "audience",
+        "children",
+    ]
     assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode != 0
     cells = [cell for cell in nbformat.read("out.ipynb", as_version=4).cells if cell.cell_type == "code"]
     assert "Hello children" in "".join(shown(cells[-3]))
@@ -339,9 +415,13 @@ def kernel() -> Iterator[SimpleNamespace]:
     manager.cleanup_resources()
 
 
-def begin(kernel: SimpleNamespace, server: SimpleNamespace, folder: Path, *, waits: bool, options: str = "") -> str:
+def begin(
+    kernel: SimpleNamespace, server: SimpleNamespace, folder: Path, *, waits: bool, options: str = ""
+) -> str:
     """Start a job that a worker is busy with; returns its id."""
-    kernel.run(f"import os\nos.environ['LLAMA_KEY'] = {KEY!r}\n%load_ext notebook_ext\n%endpoint connect far {server.url}/slow --key-env LLAMA_KEY")
+    kernel.run(
+        f"import os\nos.environ['LLAMA_KEY'] = {KEY!r}\n%load_ext notebook_ext\n%endpoint connect far {server.url}/slow --key-env LLAMA_KEY"
+    )
     run = f"%endpoint run far {'' if waits else '--bg'} {options} -o job -p folder={folder}"
     if not waits:
         kernel.run(run)
@@ -367,11 +447,11 @@ def until(path: Path, seconds: float = 20.0) -> None:
 def test_a_shutdown_cancels_what_runs(kernel, server, tmp_path, waits):
     job = begin(kernel, server, tmp_path, waits=waits)
     assert server.status(job) == "IN_PROGRESS"
-    started = time.monotonic()
+    asked = time.time()
     kernel.manager.shutdown_kernel(now=False)
     assert server.status(job) == "CANCELLED"
-    until(tmp_path / "ended", 2.0)
-    assert time.monotonic() - started < 4.0
+    until(tmp_path / "ended")
+    assert (tmp_path / "ended").stat().st_mtime - asked < 2.0
 
 
 @pytest.mark.parametrize("waits", [False, True])

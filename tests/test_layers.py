@@ -45,20 +45,27 @@ OURS = {
     "prompts": "templates types errors",
     "decoders": "types",
     "profiles": "decoders types errors",
-    "vocabulary": "prompts errors",
+    "vocabulary": "prompts render errors",
     "grammar": "vocabulary prompts errors",
     "arguments": "grammar@typing connection prompts profiles protocol types errors",
     # What a person sees
     "inert": "",
     "render": "inert types",
-    "widgets": "render types",
+    "sparkline": "render@typing types@typing",
+    "watching": "types errors",
+    "widgets": "render sparkline types",
     "cell": "",
     "display": "render cell types",
     "kernel": "cell types errors",
     "view": "display handle profiles render errors types widgets@late",
     "cells": "display handle kernel profiles render session view types errors widgets@late",
+    "pane": "errors kernel@typing render@typing session@typing widgets@late",
+    "health_pane": "pane watching render sparkline types connection@typing errors@typing kernel@typing session@typing "
+    "widgets@late",
+    "jobs_pane": "pane watching handle prompts render types kernel@typing session@typing widgets@late",
+    "panels": "pane health_pane jobs_pane watching client@typing connection@typing kernel@typing session@typing",
     # The ones that know everyone
-    "verbs": "arguments cell cells config connection grammar handle kernel profiles prompts protocol providers render "
+    "verbs": "panels arguments cell cells config connection grammar handle kernel profiles prompts protocol providers render "
     "session types errors view vocabulary server@late",
     "suggestions": "completion grammar vocabulary profiles prompts providers errors session@typing",
     # What %load_ext imports at once; the rest comes with the first use

@@ -380,7 +380,29 @@ def test_jobs():
     assert header.index("status") == first.index("FAILED")
     assert first == second
     assert "word wo…" in first
-    assert render.jobs([])["text/plain"] == "No jobs yet."
+    assert render.jobs([])["text/plain"] == "No jobs."
+
+
+def test_a_table_of_jobs_is_short_about_ids_and_times():
+    def row(submitted_at):
+        return JobRow(
+            number=1,
+            endpoint="demo",
+            job_id="466fd8ae-5275-4b1a-92d6-f3bd0898d380-u1",
+            status=JobStatus.COMPLETED,
+            prompt="",
+            submitted_at=submitted_at,
+            queue=None,
+            run=2.3,
+        )
+
+    now = time.time()
+    table = render.jobs([row(now), row(0.0)])
+    today, long_ago = table["text/plain"].splitlines()[1:]
+    assert time.strftime(" %H:%M:%S ", time.localtime(now)) in today
+    assert time.strftime(" %Y-%m-%d %H:%M ", time.localtime(0.0)) in long_ago
+    assert " 466fd8ae " in today
+    assert 'white-space:nowrap">2.3 s</td>' in table["text/html"]
 
 
 def test_a_failed_job_tells_what_its_worker_said():
@@ -392,7 +414,7 @@ def test_a_failed_job_tells_what_its_worker_said():
     )
     assert "no &lt;gpu&gt;" in bundle["text/html"]
     shown = render.error(JobFailed("It <failed>.", job))
-    assert shown["text/plain"] == "JobFailed: It <failed>.\nTraceback\n  line 1"
+    assert shown["text/plain"] == "JobFailed: It <failed>."
     assert "It &lt;failed&gt;." in shown["text/html"]
 
 

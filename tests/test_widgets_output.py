@@ -24,7 +24,7 @@ def cell():
 
 
 def texts(cell) -> list[str]:
-    return [output["data"].get("text/plain") for widget in cell._box.children for output in widget.outputs]
+    return [output["data"].get("text/plain") for widget in cell.box.children for output in widget.outputs]
 
 
 def test_its_box_is_shown_in_the_real_cell_once():
@@ -32,7 +32,7 @@ def test_its_box_is_shown_in_the_real_cell_once():
     cell = WidgetCell(real)
     cell.show({"text/plain": "one"})
     (bundle,) = real.shown
-    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == cell._box.model_id
+    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == cell.box.model_id
     cell.close()
 
 

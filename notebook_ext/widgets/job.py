@@ -19,7 +19,7 @@ from notebook_ext.types import JobStatus, Progress
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["JobStrip", "StripView"]
+__all__ = ["JobStrip", "StripView", "badge", "line"]
 
 SECONDS_BETWEEN_UPDATES = 0.5
 
@@ -156,8 +156,8 @@ class JobStrip:
     def _show(self, view: StripView) -> None:
         is_cancelling = (view.is_cancelling or self._asked) and not view.status.is_final
         self._shown = view
-        self._badge.value = _badge(self._name, view.status, is_cancelling=is_cancelling)
-        self._line.value = _line(view)
+        self._badge.value = badge(self._name, view.status, is_cancelling=is_cancelling)
+        self._line.value = line(view)
         self._cancel.disabled = is_cancelling or view.status.is_final
         if is_cancelling:
             self._cancel.description = "Cancelling…"
@@ -184,7 +184,8 @@ class JobStrip:
         self._handle.cancel_soon()
 
 
-def _badge(name: str, status: JobStatus, *, is_cancelling: bool) -> str:
+def badge(name: str, status: JobStatus, *, is_cancelling: bool) -> str:
+    """Whose job it is, and where it stands, as HTML that a screen reader tells when it changes."""
     colour = _COLOURS[_TONES.get(status, _WAITING)]
     word = "cancelling" if is_cancelling else _WORDS.get(status, str(status).lower())
     return (
@@ -194,7 +195,8 @@ def _badge(name: str, status: JobStatus, *, is_cancelling: bool) -> str:
     )
 
 
-def _line(view: StripView) -> str:
+def line(view: StripView) -> str:
+    """The times, the speed and the progress of a job, as HTML."""
     parts = [
         _time(label, seconds)
         for label, seconds in (("queue", view.queue), ("run", view.run), ("first token", view.first_token))

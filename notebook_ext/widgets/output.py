@@ -1,4 +1,4 @@
-"""A cell's output inside widgets, for Voila, whose finished pages show no other changes."""
+"""A cell's output inside widgets: it survives a reload of the page, and Voila shows nothing else."""
 
 from __future__ import annotations
 
@@ -9,23 +9,19 @@ import ipywidgets
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["WidgetCell"]
+__all__ = ["OutputBox", "WidgetCell"]
 
 
-class WidgetCell:
-    """Takes the place of `cell.Cell`: one Output widget for each thing shown.
-
-    Args:
-        cell: The real output, in which the box of widgets is shown once.
-    """
+class OutputBox:
+    """A box that takes what a cell takes: one Output widget for each thing shown."""
 
     is_terminal = False
 
-    def __init__(self, cell: Any) -> None:
-        self._box = ipywidgets.VBox()
+    def __init__(self) -> None:
+        self.box = ipywidgets.VBox()
         self._by_display_id: dict[str, Any] = {}
         self._clears = False
-        cell.show({**self._box._repr_mimebundle_(), "text/plain": "output"})
+        self._is_closed = False
 
     def show(
         self,
@@ -35,7 +31,9 @@ class WidgetCell:
         update: bool = False,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """Show a mime bundle, or replace what was shown under its display id."""
+        """Show a mime bundle, or replace what was shown under its display id; after closing nothing."""
+        if self._is_closed:
+            return
         outputs = ({"output_type": "display_data", "data": dict(bundle), "metadata": dict(metadata or {})},)
         if update:
             if display_id in self._by_display_id:
@@ -44,10 +42,10 @@ class WidgetCell:
         output = ipywidgets.Output(outputs=outputs)
         if display_id is not None:
             self._by_display_id[display_id] = output
-        removed = self._box.children if self._clears else ()
-        shown = () if self._clears else self._box.children
+        removed = self.box.children if self._clears else ()
+        shown = () if self._clears else self.box.children
         self._clears = False
-        self._box.children = (*shown, output)
+        self.box.children = (*shown, output)
         for widget in removed:
             _close(widget)
 
@@ -55,10 +53,31 @@ class WidgetCell:
         """Clear when the next output comes."""
         self._clears = True
 
+    def empty(self) -> None:
+        """Clear at once."""
+        removed, self.box.children = self.box.children, ()
+        self._by_display_id.clear()
+        self._clears = False
+        for widget in removed:
+            _close(widget)
+
     def close(self) -> None:
         """Remove every widget model that was made."""
-        for widget in (*self._box.children, self._box):
+        self._is_closed = True
+        for widget in (*self.box.children, self.box):
             _close(widget)
+
+
+class WidgetCell(OutputBox):
+    """Takes the place of `cell.Cell`.
+
+    Args:
+        cell: The real output, in which the box of widgets is shown once.
+    """
+
+    def __init__(self, cell: Any) -> None:
+        super().__init__()
+        cell.show({**self.box._repr_mimebundle_(), "text/plain": "output"})
 
 
 def _close(widget: Any) -> None:

@@ -128,15 +128,28 @@ class Lab:
         browser: Where they are opened.
         app: "lab" or "notebook", for Notebook 7.
         kernel: The kernel that runs them, one of the server's.
+        size: Width and height of the page in CSS pixels.
+        scale: Pixels of its pictures for each of these.
     """
 
-    def __init__(self, server: Server, browser: Browser, app: str = "lab", kernel: str = "main") -> None:
+    def __init__(
+        self,
+        server: Server,
+        browser: Browser,
+        app: str = "lab",
+        kernel: str = "main",
+        *,
+        size: tuple[int, int] = (1300, 1500),
+        scale: float = 1,
+    ) -> None:
         self.server, self.app, self.kernel = server, app, kernel
         self.name = ""
         self.live = False  # whether the page can open another notebook without being loaded again
         self.errors: list[str] = []
         self.watch_traffic()
-        context = browser.new_context(viewport={"width": 1300, "height": 1500})
+        context = browser.new_context(
+            viewport={"width": size[0], "height": size[1]}, device_scale_factor=scale
+        )
         context.add_init_script(SCRIPT)
         context.route(lambda url: not url.startswith(server.url), lambda route: route.abort())
         self.page: Page = context.new_page()
@@ -295,7 +308,11 @@ class Lab:
         self.evaluate(
             "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", THEMES[theme]
         )
-        self.wait(f"() => document.body.dataset.jpThemeLight === '{str(theme == 'light').lower()}'")
+        self.wait(
+            "is_light => document.body.dataset.jpThemeLight === is_light "
+            "&& !document.getElementById('jupyterlab-splash')",
+            str(theme == "light").lower(),
+        )
 
     def screenshot(self, name: str, cell: int | None = None, timeout: float = 30) -> Path:
         """Save a picture of the page, or of one cell."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
+import socket
+import socketserver
 import threading
 from typing import TYPE_CHECKING
 
@@ -15,50 +16,43 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def counting_proxy(base_url: str) -> Iterator[tuple[str, Callable[[], list[str]]]]:
     """A way to a server: the base URL through it, and what lists the lines of the requests so far."""
-    there = re.search(r"[\d.]+:\d+", base_url)[0].encode()
+    there = re.search(r"[\d.]+:\d+", base_url)[0]
     sent: list[bytearray] = []
+    ends: list[socket.socket] = []
 
-    async def copy(reader, writer, change=bytes):
-        with contextlib.suppress(ConnectionError):
-            while data := await reader.read(65536):
-                writer.write(change(data))
-                await writer.drain()
-        writer.close()
-
-    async def serve(reader, writer):
-        kept = bytearray()
-        sent.append(kept)
-        here = f"127.0.0.1:{port}".encode()
-
-        def pass_on(data: bytes) -> bytes:
-            kept.extend(data)
-            return data.replace(here, there)  # the server answers for its own Host only
-
-        host, server_port = there.decode().split(":")
-        server_reader, server_writer = await asyncio.open_connection(host, int(server_port))
-        await asyncio.gather(copy(reader, server_writer, pass_on), copy(server_reader, writer))
+    class Relay(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            kept = bytearray()
+            sent.append(kept)
+            host, port = there.split(":")
+            with socket.create_connection((host, int(port))) as server:
+                ends.extend((self.request, server))
+                back = threading.Thread(target=_copy, args=(server, self.request))
+                back.start()
+                _copy(
+                    self.request, server, lambda data: kept.extend(data) or data.replace(here, there.encode())
+                )
+                back.join()
 
     def requests() -> list[str]:
         lines = re.findall(rb"^(?:GET|POST) \S+ HTTP/1\.1\r$", b"\r\n".join(sent), re.MULTILINE)
         return [line.decode() for line in lines]
 
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    server = asyncio.run_coroutine_threadsafe(asyncio.start_server(serve, "127.0.0.1", 0), loop).result()
-    port = server.sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}/v2", requests
-    finally:
-        asyncio.run_coroutine_threadsafe(_end(server), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay) as proxy:
+        address = "{}:{}".format(*proxy.server_address)
+        here = address.encode()  # the server answers for its own Host only
+        threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02}).start()
+        try:
+            yield f"http://{address}/v2", requests
+        finally:
+            proxy.shutdown()
+            for end in ends:
+                with contextlib.suppress(OSError):  # it is closed
+                    end.shutdown(socket.SHUT_RDWR)
 
 
-async def _end(server: asyncio.Server) -> None:
-    server.close()
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+def _copy(source: socket.socket, target: socket.socket, change: Callable[[bytes], bytes] = bytes) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(change(data))
+        target.shutdown(socket.SHUT_WR)

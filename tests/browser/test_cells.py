@@ -74,7 +74,9 @@ def test_the_first_text_is_seen_while_the_handler_holds_the_rest(lab, tmp_path):
     footer(lab, 1, "COMPLETED")
     lab.wait_idle()
     assert jobs.prompt(1) == "[2]:"
-    assert re.search(r"^@1 · held · COMPLETED · [\d.]+ s queue · [\d.]+ s run · first token ", lab.text(1), re.M)
+    assert re.search(
+        r"^@1 · held · COMPLETED · [\d.]+ s queue · [\d.]+ s run · first token ", lab.text(1), re.M
+    )
     assert jobs.count(1, "button, .jupyter-widgets") == 0
     assert lab.errors == []
 
@@ -105,8 +107,7 @@ def test_fast_text_of_300_kb_stays_in_few_outputs(lab, tmp_path):
     lab.start(2)
     footer(lab, 2, "COMPLETED", timeout=60)
     lab.wait_text(2, "The end.")
-    lab.wait_text(2, "5999 words")
-    lab.wait_text(2, "0 words")
+    assert [int(n) for n in re.findall(r"(\d+) words", lab.text(2))] == list(range(6_000))
     assert 3 <= lab.evaluate("() => lab.most") <= 45
 
 
@@ -158,7 +159,9 @@ def test_cancel_is_heard_while_another_cell_is_busy(lab, tmp_path, record_latenc
     lab.wait("() => lab.kernel().status === 'busy'")
     jobs.note_changes(1)
     clicked = lab.click(1, "Cancel")
-    record_latency(f"Cancel while another cell is busy (pause {pause} s)", jobs.wait_over() - clicked, limit=3)
+    record_latency(
+        f"Cancel while another cell is busy (pause {pause} s)", jobs.wait_over() - clicked, limit=3
+    )
     footer(lab, 1, "CANCELLED")
     assert jobs.prompt(2) == "[*]:"
     assert "cancelling" in jobs.changes()
@@ -182,9 +185,7 @@ def test_the_stop_button_stops_the_remote_job_and_the_kernel_goes_on(lab, tmp_pa
 
 
 def test_the_stop_button_can_leave_the_job_alone(lab, tmp_path):
-    jobs = Jobs(
-        lab, tmp_path, "%%endpoint run held --on-interrupt detach\nPatience.", "%endpoint wait @1"
-    )
+    jobs = Jobs(lab, tmp_path, "%%endpoint run held --on-interrupt detach\nPatience.", "%endpoint wait @1")
     lab.start(1)
     lab.wait_text(1, "Patience.")
     lab.interrupt()
@@ -198,7 +199,10 @@ def test_the_stop_button_can_leave_the_job_alone(lab, tmp_path):
 
 def test_a_failed_job_keeps_its_text_and_says_why_in_one_line(lab, tmp_path):
     jobs = Jobs(
-        lab, tmp_path, "%%endpoint run held -p fails='out of memory'\nText that came.", "%endpoint run hold -- x"
+        lab,
+        tmp_path,
+        "%%endpoint run held -p fails='out of memory'\nText that came.",
+        "%endpoint run hold -- x",
     )
     lab.start(1)
     lab.wait_text(1, "Text that came.")
@@ -219,7 +223,11 @@ def test_a_failed_job_keeps_its_text_and_says_why_in_one_line(lab, tmp_path):
 @pytest.mark.parametrize("pause", [0.05, 0], ids=["sleeping", "computing"])
 def test_a_background_job_draws_in_its_own_cell_while_another_is_busy(lab, tmp_path, pause):
     jobs = Jobs(
-        lab, tmp_path, "%%endpoint run held --bg\nIn its own cell.", "print('another')", CLOCK.format(pause=pause)
+        lab,
+        tmp_path,
+        "%%endpoint run held --bg\nIn its own cell.",
+        "print('another')",
+        CLOCK.format(pause=pause),
     )
     lab.run(1)
     lab.run(2)
@@ -336,7 +344,8 @@ def test_widget_models_do_not_pile_up_and_unloading_leaves_none(lab, tmp_path):
         COUNT_WIDGETS,
         "%endpoint run held -p name=slow --bg -- Still on.",
         "%unload_ext notebook_ext",
-        COUNT_WIDGETS + "\nimport threading; print([t.name for t in threading.enumerate() if 'notebook_ext' in t.name])",
+        COUNT_WIDGETS
+        + "\nimport threading; print([t.name for t in threading.enumerate() if 'notebook_ext' in t.name])",
     )
     jobs.let_go()
     for cell in range(1, 5):

@@ -1,0 +1,381 @@
+"""The jobs panel: a page of jobs, each with Cancel, Retry and Show.
+
+Made on the main thread; updated and closed from any. It decides nothing: it shows a `JobsView`,
+and a click asks its `Board`. There are as many widgets as rows on a page, however many jobs there are.
+"""
+
+from __future__ import annotations
+
+import html
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import ipywidgets
+
+from notebook_ext import render
+from notebook_ext.types import JobStatus
+from notebook_ext.widgets import panel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+__all__ = ["PAGE", "Board", "JobLine", "JobsPanel", "JobsView"]
+
+PAGE = 20
+"""Rows on a page."""
+SETTLE = 0.6
+"""Seconds for which a row that has just changed places takes no click: it was meant for what stood there."""
+_ROW_HEIGHT = 28
+_WORDS = {JobStatus.IN_QUEUE: "queued", JobStatus.IN_PROGRESS: "running", JobStatus.TIMED_OUT: "timed out"}
+_TONES = {
+    JobStatus.IN_PROGRESS: "live",
+    JobStatus.COMPLETED: "good",
+    JobStatus.FAILED: "bad",
+    JobStatus.TIMED_OUT: "bad",
+    JobStatus.LOST: "bad",
+    JobStatus.AMBIGUOUS: "warn",
+}
+_STYLE = """
+.nbx-row { display: grid; align-items: center; height: 26px; column-gap: 10px;
+  grid-template-columns: 3.2em minmax(4em, 8em) 8em minmax(0, 1fr) 4.8em 5.6em 5.6em }
+.nbx-row > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
+.nbx-row .nbx-dot { margin-left: 0 }
+.nbx .nbx-row b, .nbx.nbx-row b { font-weight: 400 }
+.nbx-row .nbx-right { text-align: right }
+.nbx-names { margin-right: 154px }
+.nbx-rule { border-bottom: 1px solid var(--jp-border-color2, #e0e0e0) }
+.nbx-panel .nbx-shown { background: var(--jp-layout-color2, rgba(128, 128, 128, .14)) }
+@container (max-width: 760px) {
+  .nbx-row { grid-template-columns: 3.2em minmax(4em, 6em) 7em minmax(0, 1fr) 5.6em }
+  .nbx-row .nbx-wide { display: none } }
+@container (max-width: 520px) {
+  .nbx-row { grid-template-columns: 3.2em 7em minmax(0, 1fr) }
+  .nbx-row .nbx-medium { display: none } }
+"""
+
+
+class Board(Protocol):
+    """What a click asks; each returns at once."""
+
+    def cancel(self, number: int) -> object: ...
+
+    def retry(self, number: int) -> object: ...
+
+    def show(self, number: int) -> object: ...
+
+    def hide(self) -> object: ...
+
+    def turn(self, pages: int) -> object: ...
+
+    def ask_cancel_all(self) -> object: ...
+
+    def cancel_all(self) -> object: ...
+
+    def stop(self) -> object: ...
+
+
+@dataclass(frozen=True, slots=True)
+class JobLine:
+    """One job at one moment.
+
+    Args:
+        number: Its number, shown as `@17`.
+        endpoint: The endpoint's name.
+        status: Where it stands.
+        prompt: The first words of what was asked.
+        submitted: The time of day.
+        queue: Seconds in the queue.
+        run: Seconds on a worker.
+        can_cancel: Whether there is something to cancel.
+        can_retry: Whether it may be queued again.
+        is_cancelling: Whether a cancel is on its way and not yet confirmed.
+        is_shown: Whether its result stands below the table.
+    """
+
+    number: int
+    endpoint: str
+    status: JobStatus
+    prompt: str = ""
+    submitted: str = ""
+    queue: float | None = None
+    run: float | None = None
+    can_cancel: bool = False
+    can_retry: bool = False
+    is_cancelling: bool = False
+    is_shown: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JobsView:
+    """What the panel shows at one moment.
+
+    Args:
+        lines: The jobs of this page, the oldest first.
+        first: The place of the first of them among all, from 0.
+        total: How many jobs there are.
+        active: How many of them have not ended.
+        summary: How many stand where, in words.
+    """
+
+    lines: Sequence[JobLine] = ()
+    first: int = 0
+    total: int = 0
+    active: int = 0
+    summary: str = ""
+
+
+class JobsPanel:
+    """A table of jobs that is alive.
+
+    Args:
+        board: Asked by clicks.
+        clicks_heard_while_busy: Whether clicks are heard while another cell is busy; None where that
+            is not known.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        board: Board,
+        *,
+        clicks_heard_while_busy: bool | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        heard = clicks_heard_while_busy
+        self._board = board
+        self._is_closed = False
+        self._most_rows = 0
+        layout = ipywidgets.Layout
+        self._sheet = panel.style_sheet(_STYLE)
+        self._head = panel.html_box()
+        self._message = panel.Message()
+        self._rows = [_Row(board, self._message, clock) for _ in range(PAGE)]
+        self._table = ipywidgets.VBox([], layout=layout(overflow="hidden"))
+        self._older = panel.button("Older", lambda: board.turn(-1), icon="chevron-left", heard=heard)
+        self._newer = panel.button("Newer", lambda: board.turn(1), icon="chevron-right", heard=heard)
+        self._place = panel.html_box(flex="0 0 auto")
+        self._pager = ipywidgets.HBox(
+            [self._older, self._place, self._newer], layout=layout(align_items="center", grid_gap="8px")
+        )
+        self._cancel_all = panel.Confirm(
+            "Cancel all of mine…",
+            board.ask_cancel_all,
+            board.cancel_all,
+            icon="stop",
+            tooltip="Cancel every job of this notebook that has not ended; it asks first.",
+            heard=heard,
+        )
+        self._stop = panel.button(
+            "Close", board.stop, icon="times", tooltip="Leave the table as it is now.", heard=heard
+        )
+        self._foot = ipywidgets.HBox(
+            [*self._cancel_all.widgets, self._stop, self._message.widget],
+            layout=layout(flex_flow="row wrap", align_items="center", grid_gap="4px 8px"),
+        )
+        self._title = panel.html_box(flex="1 1 auto")
+        self._hide = panel.button("Hide", board.hide, icon="eye-slash", heard=heard)
+        self._output = ipywidgets.Output(layout=layout(max_height="400px", overflow="auto"))
+        self._result_head = ipywidgets.HBox([self._title, self._hide], layout=layout(align_items="center"))
+        self.root = ipywidgets.VBox([], layout=layout(grid_gap="3px", overflow="hidden"))
+        self.root.add_class("nbx-panel")
+        self._arrange(has_pages=False, has_result=False)
+        self.update(JobsView())
+
+    @property
+    def buttons(self) -> tuple[Any, ...]:
+        """The widgets whose messages must come through while a cell runs."""
+        own = (self._older, self._newer, *self._cancel_all.widgets, self._stop, self._hide, self.root)
+        return (*own, *(button for row in self._rows for button in row.buttons))
+
+    def update(self, view: JobsView) -> None:
+        """Show another moment: what has not changed is not touched; after the end nothing is."""
+        if self._is_closed:
+            return
+        panel.set_value(self._head, _head(view))
+        for row, line in zip(self._rows, view.lines, strict=False):
+            row.show(line)
+        count = len(view.lines)
+        if len(self._table.children) != count:
+            self._table.children = [row.root for row in self._rows[:count]]
+        if count > self._most_rows:  # the page that is turned to may be shorter: nothing below it moves
+            self._most_rows = count
+            self._table.layout.min_height = f"{count * _ROW_HEIGHT}px"
+        last = view.first + count
+        self._arrange(has_pages=view.total > count, has_result=self._has_result)
+        panel.set_value(
+            self._place,
+            f'<div class="nbx nbx-soft">{view.first + 1} to {last} of {view.total}</div>',
+        )
+        self._older.disabled, self._newer.disabled = view.first <= 0, last >= view.total
+        self._cancel_all.enable(is_enabled=view.active > 0)
+
+    def show_result(self, title: str, bundles: Sequence[Mapping[str, Any]]) -> None:
+        """Show mime bundles below the table, in place of what was shown there."""
+        if self._is_closed:
+            return
+        panel.set_value(self._title, f'<div class="nbx nbx-soft">{html.escape(title)}</div>')
+        self._output.outputs = tuple(
+            {"output_type": "display_data", "data": dict(bundle), "metadata": {}} for bundle in bundles
+        )
+        self._arrange(has_pages=self._has_pages, has_result=True)
+
+    def hide_result(self) -> None:
+        """Show no result."""
+        if not self._is_closed:
+            self._output.outputs = ()
+            self._arrange(has_pages=self._has_pages, has_result=False)
+
+    def say(self, text: str, *, is_bad: bool = False) -> None:
+        """Say what came of a click."""
+        if not self._is_closed:
+            self._message.say(text, is_bad=is_bad)
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether a question stands there."""
+        return self._cancel_all.is_asking
+
+    def ask(self, question: str) -> None:
+        """Ask before everything is cancelled."""
+        if not self._is_closed:
+            self._cancel_all.ask(question)
+
+    def rest(self) -> None:
+        """Ask nothing (more)."""
+        if not self._is_closed:
+            self._cancel_all.rest()
+
+    def finish(self, bundle: Mapping[str, Any]) -> None:
+        """Show a static end in place of everything, for pages that another display does not reach."""
+        if not self._is_closed:
+            self._head.value = str(bundle.get("text/html", ""))
+            self.root.children = (self._sheet, self._head)
+            self._is_closed = True
+            panel.close(self._parts)
+
+    def close(self) -> None:
+        """Remove every widget model that was made; a second call does nothing."""
+        self._is_closed = True
+        panel.close((self.root, self._sheet, self._head, *self._parts))
+
+    def _arrange(self, *, has_pages: bool, has_result: bool) -> None:
+        self._has_pages, self._has_result = has_pages, has_result
+        pages = (self._pager,) if has_pages else ()
+        result = (self._result_head, self._output) if has_result else ()
+        children = (self._sheet, self._head, self._table, *pages, self._foot, *result)
+        if self.root.children != children:
+            self.root.children = children
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        rows = (widget for row in self._rows for widget in row.widgets)
+        foot = (*self._cancel_all.widgets, self._stop, self._message.widget, self._foot)
+        result = (self._title, self._hide, self._result_head, self._output)
+        return (*rows, self._table, self._older, self._newer, self._place, self._pager, *foot, *result)
+
+    def _repr_mimebundle_(self, **_: Any) -> Mapping[str, Any]:
+        bundle = dict(self.root._repr_mimebundle_() or {})
+        return {**bundle, "text/plain": "the jobs of this notebook, while they are watched"}
+
+
+class _Row:
+    """One row of the table, and the buttons of the job that it shows."""
+
+    def __init__(self, board: Board, message: panel.Message, clock: Callable[[], float]) -> None:
+        self._board, self._message, self._clock = board, message, clock
+        self._line: JobLine | None = None
+        self._since = float("-inf")  # when its buttons became this job's
+        self._text = panel.html_box(flex="1 1 auto")
+        self._cancel, self._retry, self._show = self.buttons = (
+            self._button("Cancel", self._on_cancel),
+            self._button("Retry", board.retry),
+            self._button("Show", board.show),
+        )
+        self.root = ipywidgets.HBox(
+            [self._text, *self.buttons],
+            layout=ipywidgets.Layout(
+                align_items="center", grid_gap="4px", flex="0 0 auto", height=f"{_ROW_HEIGHT}px"
+            ),
+        )
+
+    @property
+    def widgets(self) -> tuple[Any, ...]:
+        return (self.root, self._text, *self.buttons)
+
+    def show(self, line: JobLine) -> None:
+        before = self._line
+        if line == before:
+            return
+        if before is not None and (before.number, before.can_retry) != (line.number, line.can_retry):
+            self._since = self._clock()
+        self._line = line
+        panel.set_value(self._text, _row(line))
+        if before is None or before.is_shown != line.is_shown:
+            (self.root.add_class if line.is_shown else self.root.remove_class)("nbx-shown")
+        word = "Cancelling…" if line.is_cancelling else "Cancel"
+        self._cancel.description = word
+        # Cancel and Retry share a place: whoever meant the one must not hit the other
+        for button, is_there, is_deaf in (
+            (self._cancel, not line.can_retry, line.is_cancelling or not line.can_cancel),
+            (self._retry, line.can_retry, False),
+        ):
+            button.disabled = is_deaf or not is_there
+            button.layout.display = None if is_there else "none"
+            button.layout.visibility = "hidden" if is_deaf and not line.is_cancelling else "visible"
+        for button in self.buttons:
+            button.tooltip = f"{button.description} @{line.number}"
+
+    def _button(self, label: str, ask: Callable[[int], object]) -> Any:
+        def click() -> None:
+            line = self._line
+            if line is None:
+                return
+            if self._clock() - self._since < SETTLE:
+                self._message.say("The table has just changed, so nothing was done. Click again.")
+                return
+            ask(line.number)
+
+        made = panel.button(label, click)
+        made.layout.width = "58px" if label == "Show" else "88px"
+        made.layout.padding = "0"
+        made.layout.height = "24px"
+        return made
+
+    def _on_cancel(self, number: int) -> None:
+        self._cancel.disabled = True
+        self._cancel.description = "Cancelling…"
+        self._board.cancel(number)
+
+
+def _head(view: JobsView) -> str:
+    names = (
+        ("", ""),
+        ("endpoint", "nbx-medium"),
+        ("status", ""),
+        ("prompt", ""),
+        ("sent", "nbx-wide"),
+        ("queue", "nbx-wide nbx-right"),
+        ("run", "nbx-medium nbx-right"),
+    )
+    cells = "".join(f'<span class="{look}">{name}</span>' for name, look in names)
+    columns = f'<div class="nbx-rule"><div class="nbx-row nbx-soft nbx-names">{cells}</div></div>'
+    return (
+        f'<div class="nbx"><b>Jobs</b> <span class="nbx-soft">· '
+        f"{html.escape(view.summary or 'none yet')}</span>{columns if view.total else ''}</div>"
+    )
+
+
+def _row(line: JobLine) -> str:
+    word = "cancelling" if line.is_cancelling else _WORDS.get(line.status, str(line.status).lower())
+    times = [("" if seconds is None else render.duration(seconds)) for seconds in (line.queue, line.run)]
+    prompt = html.escape(line.prompt)
+    return (
+        f'<div class="nbx nbx-row"><span class="nbx-soft">@{line.number}</span>'
+        f'<span class="nbx-medium">{html.escape(line.endpoint)}</span>'
+        f"<span>{panel.badge(word, _TONES.get(line.status, 'idle'))}</span>"
+        f'<span title="{prompt}">{prompt}</span>'
+        f'<span class="nbx-soft nbx-wide">{line.submitted}</span>'
+        f'<span class="nbx-right nbx-wide">{times[0]}</span>'
+        f'<span class="nbx-right nbx-medium">{times[1]}</span></div>'
+    )

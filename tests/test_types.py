@@ -1,0 +1,145 @@
+"""The values: frozen, and honest about what is not known."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import FrozenInstanceError
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from notebook_ext.types import (
+    Counts,
+    ExecutionPolicy,
+    Health,
+    Job,
+    JobStatus,
+    Progress,
+    StreamChunk,
+    WorkerError,
+)
+
+
+@pytest.mark.parametrize("word", ["COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT", "LOST"])
+def test_final_words(word: str) -> None:
+    assert JobStatus(word).is_final
+
+
+@pytest.mark.parametrize(
+    "word", ["IN_QUEUE", "IN_PROGRESS", "RUNNING", "AMBIGUOUS", "WARMING_UP", "completed", ""]
+)
+def test_words_that_are_not_final(word: str) -> None:
+    assert not JobStatus(word).is_final
+
+
+def test_running_is_in_progress_and_an_unknown_word_stays_itself() -> None:
+    assert JobStatus("RUNNING") is JobStatus.IN_PROGRESS
+    unknown = JobStatus("WARMING_UP")
+    assert str(unknown) == unknown == unknown.value == "WARMING_UP"
+    assert unknown == JobStatus("WARMING_UP")
+    assert hash(unknown) == hash(JobStatus("WARMING_UP"))
+    assert unknown not in list(JobStatus)
+
+
+@pytest.mark.parametrize("word", ["COMPLETED", "WARMING_UP"])
+def test_a_status_survives_a_copy(word: str) -> None:
+    status = JobStatus(word)
+    assert copy.deepcopy(status) == pickle.loads(pickle.dumps(status)) == status
+
+
+@pytest.mark.parametrize(
+    ("told", "fraction", "text"),
+    [
+        (0, 0.0, "0"),
+        (0.25, 0.25, "0.25"),
+        (1, 1.0, "1"),
+        (40, 0.4, "40"),
+        (250, 1.0, "250"),
+        (-3, 0.0, "-3"),
+        ({"step": 2, "of": 5}, 0.4, "2/5"),
+        ({"step": 2, "total": 5}, 0.4, "2/5"),
+        ({"current": 1, "total": 4}, 0.25, "1/4"),
+        ({"n": 9, "total": 3}, 1.0, "9/3"),
+        ({"step": 1, "of": 0, "note": "odd"}, None, "odd"),
+        ({"progress": 0.5}, 0.5, "0.5"),
+        ({"progress": 50}, 0.5, "50"),
+        ({"percent": 1}, 0.01, "1"),
+        ({"fraction": 1}, 1.0, "1"),
+        ({"message": "loading"}, None, "loading"),
+        ("loading weights", None, "loading weights"),
+        ("step 3: 40% done", 0.4, "step 3: 40% done"),
+        ("100% \r\n", 1.0, "100%"),
+        ("first\nsecond", None, "second"),
+        ("much% of it", None, "much% of it"),
+        ("x" * 900, None, "x" * 200),
+    ],
+)
+def test_progress_in_its_usual_shapes(told, fraction, text) -> None:
+    assert Progress.read(told) == Progress(fraction, text)
+
+
+@pytest.mark.parametrize(
+    "told", [None, True, False, "", "  \n", [], [1], {}, {"a": 1}, {"step": True, "of": 5}]
+)
+def test_what_is_no_progress(told) -> None:
+    assert Progress.read(told) is None
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+keyed = st.dictionaries(
+    st.sampled_from(["step", "of", "total", "current", "n", "progress", "percent", "fraction", "text"]),
+    json_values,
+)
+
+
+@given(json_values | keyed | st.integers(10**300, 10**400))
+def test_progress_reads_anything(value) -> None:
+    progress = Progress.read(value)
+    if progress is not None:
+        assert progress.fraction is None or 0.0 <= progress.fraction <= 1.0
+        assert progress.text
+        assert len(progress.text.splitlines()) == 1
+
+
+def test_progress_is_of_running_jobs_only() -> None:
+    running = Job(id="j", endpoint="e", status=JobStatus.IN_PROGRESS, output=0.5)
+    assert running.progress == Progress(0.5, "0.5")
+    assert Job(id="j", endpoint="e", status=JobStatus.COMPLETED, output=0.5).progress is None
+
+
+def test_values_are_frozen() -> None:
+    for value, name in (
+        (Job(id="j", endpoint="e", status=JobStatus.IN_QUEUE), "status"),
+        (StreamChunk("a"), "output"),
+        (Health(), "jobs"),
+        (ExecutionPolicy(), "ttl"),
+        (WorkerError("m"), "message"),
+    ):
+        with pytest.raises(FrozenInstanceError):
+            setattr(value, name, None)
+
+
+def test_a_counter_that_is_not_told_is_zero_and_stays_untold() -> None:
+    counts = Counts(idle=2)
+    assert (counts["idle"], counts["throttled"]) == (2, 0)
+    assert counts == {"idle": 2}
+    assert Health().workers["running"] == 0
+
+
+def test_policies_take_seconds_or_a_timedelta() -> None:
+    policy = ExecutionPolicy(timedelta(minutes=2), ttl=90)
+    assert (policy.execution_timeout, policy.ttl, policy.low_priority) == (120.0, 90, False)
+    assert policy == ExecutionPolicy(120, 90)
+    assert ExecutionPolicy() == ExecutionPolicy(None, None)
+
+
+def test_a_worker_error_reads_as_one_sentence() -> None:
+    assert str(WorkerError("bad weights", "ValueError")) == "ValueError: bad weights"
+    assert str(WorkerError("bad weights")) == "bad weights"
