@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import re
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from notebook_ext import protocol, providers
@@ -23,7 +24,7 @@ from notebook_ext.protocol import JobRequest, Operation
 from notebook_ext.types import ExecutionPolicy, Health, Job, JobStatus, StreamChunk
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable
 
     from notebook_ext.providers import Provider
 
@@ -354,6 +355,8 @@ class Endpoint:
         return JobRequest(input, policy, webhook, webhook_v2, s3_config)
 
     def _submitted_job(self, answer: Any) -> Job:
+        if isinstance(answer, Mapping) and "status" not in answer:
+            answer = {**answer, "status": JobStatus.IN_QUEUE}  # it was accepted, or this were an error
         job = protocol.read_job(answer, endpoint=self.id, dialect=self.provider.dialect)
         if not job.id and not job.status.is_final:
             raise ProtocolError(f"{self.id} took the job ({job.status}) but answered without an id")

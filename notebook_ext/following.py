@@ -32,6 +32,8 @@ HELD = 0.25
 """Seconds from which on an answer counts as held by the server."""
 SHORTEST_PAUSE, PAUSE_SHARE, LONGEST_PAUSE = 0.005, 0.04, 1.0
 """Between two empty answers that were not held: seconds, share of the time since anything came, seconds."""
+QUIET = 10.0
+"""Seconds without a chunk after which the status is asked: some streams never say that the job has ended."""
 
 
 class _Source(Protocol):
@@ -67,7 +69,7 @@ class Following:
         self._lost = 0
         self._held: list[StreamChunk] = []  # what came after a gap: only the aggregate knows its place
         self._failures = 0
-        self._idle_since = time.monotonic()
+        self._idle_since = self._quiet_since = time.monotonic()
 
     async def events(self) -> AsyncGenerator[StreamChunk | Job]:
         """Yield snapshots where the state changed, chunks, and the final snapshot last.
@@ -133,14 +135,25 @@ class Following:
         if status is None:  # the documentation's own example is a list without a status: ask for it
             with contextlib.suppress(EndpointError):  # the chunks are not to be lost with it
                 status = (await self._endpoint.status(self._job_id)).status
-        self._status = status
-        if status is None or not status.is_final:
+        self._status = await self._confirmed(status, chunks)
+        if self._status is None or not self._status.is_final:
             await self._pause(time.monotonic() - asked, chunks)
         if self._lost:
             self._held += chunks
             return []
         self._seen += len(chunks)
         return chunks
+
+    async def _confirmed(self, status: JobStatus | None, chunks: list[StreamChunk]) -> JobStatus | None:
+        """What the stream says of the state; where it has been quiet for long, what `status` says."""
+        now = time.monotonic()
+        if chunks or (status is not None and status.is_final):
+            self._quiet_since = now
+        elif now - self._quiet_since >= QUIET:
+            self._quiet_since = now
+            with contextlib.suppress(EndpointError):
+                return (await self._endpoint.status(self._job_id)).status
+        return status
 
     async def _recover(self, error: EndpointError) -> None:
         """Let some time pass after a failure, or give up after too many in a row."""

@@ -124,8 +124,8 @@ class JobsPane(Pane):
             status=job.status,
             prompt=self._prompts[number],
             submitted=time_of_day(handle.submitted_at),
-            queue=handle.elapsed if waits else job.delay_time,
-            run=handle.elapsed - (job.delay_time or 0.0) if runs else job.execution_time,
+            queue=_coarse(handle.elapsed) if waits else job.delay_time,
+            run=_coarse(handle.elapsed - (job.delay_time or 0.0)) if runs else job.execution_time,
             can_cancel=not handle.done,
             can_retry=handle.done and job.status in (JobStatus.FAILED, JobStatus.TIMED_OUT),
             is_cancelling=number in self._cancelling,
@@ -241,6 +241,12 @@ class JobsPane(Pane):
         failed = [end for end in stopped if not end.confirmed]
         ended = f"{count_jobs(len(stopped) - len(failed))} ended"
         self.widget.say("; ".join([ended, *map(str, failed[:2])]), is_bad=bool(failed))
+
+
+def _coarse(seconds: float) -> float:
+    """Seconds that go on, in steps that grow: the older a job, the more rarely its row is drawn."""
+    step = 1.0 if seconds < 60 else 5.0 if seconds < 600 else 60.0
+    return seconds // step * step
 
 
 def job_row(handle: JobHandle) -> render.JobRow:

@@ -13,19 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from notebook_ext import config, providers
 from notebook_ext.connection import Connection, Submission
 from notebook_ext.errors import (
-    AnswerLost,
     ConfigurationError,
-    EndpointError,
     InputError,
     JobLost,
-    ProtocolError,
-    ServerError,
-    job_error,
 )
-from notebook_ext.handle import Ended, JobHandle, Stopped
+from notebook_ext.handle import JobHandle, Stopped
 from notebook_ext.journal import Entry, Journal
 from notebook_ext.loop import LoopThread
-from notebook_ext.types import Job, JobStatus, StreamChunk
+from notebook_ext.types import Job, JobStatus
+from notebook_ext.watcher import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -40,14 +36,6 @@ T = TypeVar("T")
 
 DEMO = "demo"
 """The endpoint that needs no account: the built-in `chat` handler, served when it is first called."""
-RUNSYNC_HOLD = 5.0
-"""Seconds that one `/runsync` may be held while a cell waits, so that an id to cancel is known soon."""
-STOP_PATIENCE = 12.0
-"""Seconds to wait for a cancelled job to be final."""
-JOURNAL_DELAY = 0.25
-"""Seconds that streamed chunks may be late in the journal."""
-HEALTH_AFTER, HEALTH_EVERY = 2.0, 5.0
-"""Seconds in the queue after which, and intervals at which, health is read to say why a job waits."""
 
 
 class Session:
@@ -77,8 +65,8 @@ class Session:
         self._asked: dict[int, Endpoint] = {}
         self._limits: dict[tuple[str, str], Limits] = {}
         self._server: EmbeddedServer | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._watchers: list[Callable[[JobHandle], None]] = []
+        self._watcher = Watcher(self.journal)
+        self._listeners: list[Callable[[JobHandle], None]] = []
         self._default: str | None = None
         self._closed = False
 
@@ -300,7 +288,7 @@ class Session:
             rate=connection.rate,
         )
         self._keep(handle, connection.endpoint)
-        self._start(self._run(handle, connection.endpoint, submission))
+        self._watcher.submit(handle, connection.endpoint, submission)
         return handle
 
     def adopt(self, connection: Connection, job_id: str) -> JobHandle:
@@ -337,7 +325,7 @@ class Session:
         )
         self._keep(handle, connection.endpoint)
         handle.saw(job)
-        self._start(self._keep_following(handle, connection.endpoint))
+        self._watcher.follow(handle, connection.endpoint)
         return handle
 
     def find(self, reference: str) -> JobHandle:
@@ -376,12 +364,12 @@ class Session:
 
     def look(self, handle: JobHandle) -> Job:
         """Ask the server once how a job stands."""
-        return self.ask(self._look(handle))
+        return self.ask(self._watcher.look(handle, self._asked[handle.number]))
 
     def stop(self, handle: JobHandle) -> concurrent.futures.Future[Stopped]:
         """Stop a remote job and see that it stopped; the one way in which anything here stops a job."""
         handle.was_stopped = True
-        return self.loop.submit(self._stop(handle))
+        return self.loop.submit(self._watcher.stop(handle, self._asked[handle.number]))
 
     def retry(self, handle: JobHandle) -> None:
         """Queue a failed job again, and follow it again."""
@@ -393,23 +381,21 @@ class Session:
         job = await endpoint.retry(handle.id)
         handle.begin_again()
         self._announce(handle)
-        self.journal.restart(handle.number)
-        self._saw(handle, job)
-        self._start(self._keep_following(handle, endpoint))
+        self._watcher.follow_again(handle, endpoint, job)
 
-    def watch(self, watcher: Callable[[JobHandle], None]) -> Callable[[], None]:
+    def watch(self, listener: Callable[[JobHandle], None]) -> Callable[[], None]:
         """Call a function with each job that there is, and with each that is new or begins again.
 
         Args:
-            watcher: Called on the loop, from where this is called too; it must be quick, and not raise.
+            listener: Called on the loop, from where this is called too; it must be quick, and not raise.
 
         Returns:
             A function that ends that.
         """
-        self._watchers.append(watcher)
+        self._listeners.append(listener)
         for handle in list(self.handles.values()):
-            watcher(handle)
-        return lambda: self._watchers.remove(watcher)
+            listener(handle)
+        return lambda: self._listeners.remove(listener)
 
     def _keep(self, handle: JobHandle, endpoint: Endpoint) -> None:
         self.handles[handle.number] = handle
@@ -417,8 +403,8 @@ class Session:
         self._announce(handle)
 
     def _announce(self, handle: JobHandle) -> None:
-        for watcher in list(self._watchers):
-            watcher(handle)
+        for listener in list(self._listeners):
+            listener(handle)
 
     # ------------------------------------------------------------------ waiting and ending
 
@@ -481,191 +467,22 @@ class Session:
 
     # ------------------------------------------------------------------ on the loop
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)  # the loop itself keeps only a weak reference
-        task.add_done_callback(self._tasks.discard)
-
-    async def _run(self, handle: JobHandle, endpoint: Endpoint, submission: Submission) -> None:
-        options: dict[str, Any] = {
-            "policy": submission.policy,
-            "webhook": submission.webhook,
-            "s3_config": submission.s3_config,
-        }
-        try:
-            if submission.sync:
-                job = await endpoint.start_sync(submission.input, wait=RUNSYNC_HOLD, **options)
-            else:
-                job = await endpoint.run(submission.input, **options)
-        except (AnswerLost, ServerError, ProtocolError) as error:
-            self._saw(handle, replace(handle.job, status=JobStatus.AMBIGUOUS, seen_at=time.time()))
-            handle.saw(Ended(error))
-        except EndpointError as error:
-            self.journal.discard(handle.number)
-            handle.saw(Ended(error))
-        except asyncio.CancelledError:
-            self._saw(handle, replace(handle.job, status=JobStatus.AMBIGUOUS, seen_at=time.time()))
-            handle.saw(Ended(_closed_while(handle, endpoint)))
-            raise
-        except Exception as bug:  # noqa: BLE001 - whoever waits for this job must hear of it
-            self._saw(handle, replace(handle.job, status=JobStatus.AMBIGUOUS, seen_at=time.time()))
-            handle.saw(Ended(EndpointError(f"submitting @{handle.number} broke: {bug!r}")))
-        else:
-            self._saw(handle, job)
-            await self._keep_following(handle, endpoint)
-
-    async def _keep_following(self, handle: JobHandle, endpoint: Endpoint) -> None:
-        """The watcher: the one reader of a job, from its id to its end."""
-        chunks = _ChunkWriter(self.journal, handle.number)
-        reasons = asyncio.ensure_future(self._read_health(handle, endpoint))
-        error: EndpointError | None = None
-        try:
-            if not handle.status.is_final:
-                await self._read(handle, endpoint, chunks)
-            error = job_error(handle.job)
-        except AnswerLost as lost:
-            if handle.status is JobStatus.COMPLETED:
-                handle.notes.append("text may be missing: answers were lost on the way")
-            else:
-                error = job_error(handle.job) or lost
-        except JobLost as lost:
-            self._saw(handle, lost.job)
-            error = lost
-        except EndpointError as failure:
-            error = failure
-        except asyncio.CancelledError:
-            error = _closed_while(handle, endpoint)
-            raise
-        except Exception as bug:  # noqa: BLE001 - whoever waits for this job must hear of it
-            error = EndpointError(f"following @{handle.number} broke: {bug!r}", job_id=handle.id)
-        finally:
-            reasons.cancel()
-            chunks.flush()
-            handle.saw(Ended(error))
-
-    async def _read(self, handle: JobHandle, endpoint: Endpoint, chunks: _ChunkWriter) -> None:
-        if handle.operation == "runsync":
-            while not handle.status.is_final:
-                self._saw(handle, await endpoint.status_sync(handle.id, wait=RUNSYNC_HOLD))
-            return
-        async with contextlib.aclosing(endpoint.follow(handle.id)) as events:
-            async for event in events:
-                if isinstance(event, StreamChunk):
-                    handle.saw(event)
-                    chunks.add(event)
-                else:
-                    chunks.flush()
-                    self._saw(handle, event)
-
-    async def _read_health(self, handle: JobHandle, endpoint: Endpoint) -> None:
-        """While a job is queued, ask now and then how the workers are, so that somebody can say why."""
-        await asyncio.sleep(HEALTH_AFTER)
-        while handle.status is JobStatus.IN_QUEUE:
-            with contextlib.suppress(EndpointError):
-                handle.saw(await endpoint.health())
-            await asyncio.sleep(HEALTH_EVERY)
-
-    def _saw(self, handle: JobHandle, job: Job) -> None:
-        """First the journal, then everybody else."""
-        if job.status is JobStatus.LOST and not job.id:
-            job = replace(job, id=handle.id)
-        self.journal.update(handle.number, job)
-        handle.saw(job)
-
-    async def _look(self, handle: JobHandle) -> Job:
-        if handle.id:
-            endpoint = self._asked[handle.number]
-            try:
-                job = await endpoint.status(handle.id)
-            except JobLost as error:
-                if handle.status.is_final:
-                    return handle.job  # it has expired there, but we have seen how it ended
-                job = error.job
-            if not handle.done:
-                self._saw(handle, job)
-            return job
-        return handle.job
-
-    async def _stop(self, handle: JobHandle) -> Stopped:
-        # A submission whose answer is outstanding goes on, so that there is an id to cancel.
-        await handle.id_known()
-        if handle.done:
-            return _outcome(handle, handle.error)
-        endpoint = self._asked[handle.number]
-        try:
-            async with asyncio.timeout(STOP_PATIENCE):
-                await endpoint.cancel(handle.id)
-                job = await endpoint.status(handle.id)
-                while not job.status.is_final:
-                    if not handle.status.is_final:
-                        self._saw(handle, job)
-                    job = await endpoint.status_sync(handle.id, wait=1.0)
-        except JobLost as error:
-            job = error.job
-        except (EndpointError, TimeoutError) as error:
-            return Stopped(handle, False, error if isinstance(error, EndpointError) else None)
-        with contextlib.suppress(TimeoutError):  # the watcher sees the same, and has the last chunks
-            async with asyncio.timeout(2.0):
-                await handle.ended()
-        if not handle.status.is_final:
-            self._saw(handle, job)
-        return _outcome(handle, None)
-
     async def _stop_all(self, handles: list[JobHandle], timeout: float) -> list[Stopped]:
         async def stop(handle: JobHandle) -> Stopped:
             try:
                 async with asyncio.timeout(timeout):
-                    return await self._stop(handle)
+                    return await self._watcher.stop(handle, self._asked[handle.number])
             except TimeoutError:
                 return Stopped(handle, confirmed=False)
 
         return list(await asyncio.gather(*map(stop, handles)))
 
     async def _close(self) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._watcher.close()
         for endpoint in self._endpoints:
             await endpoint.aclose()
         if self._server is not None:
             await self._server.stop()
-
-
-class _ChunkWriter:
-    """Writes chunks to the journal in batches, at most `JOURNAL_DELAY` late."""
-
-    def __init__(self, journal: Journal, number: int) -> None:
-        self._journal = journal
-        self._number = number
-        self._waiting: list[StreamChunk] = []
-        self._timer: asyncio.TimerHandle | None = None
-
-    def add(self, chunk: StreamChunk) -> None:
-        self._waiting.append(chunk)
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(JOURNAL_DELAY, self.flush)
-
-    def flush(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._waiting:
-            self._journal.append(self._number, self._waiting)
-            self._waiting = []
-
-
-def _outcome(handle: JobHandle, error: EndpointError | None) -> Stopped:
-    confirmed = handle.status.is_final or handle.never_submitted
-    return Stopped(handle, confirmed, None if confirmed else error)
-
-
-def _closed_while(handle: JobHandle, endpoint: Endpoint) -> EndpointError:
-    is_served_here = endpoint.provider.key_source is not None
-    fate = "it ended with its endpoint, which was served here" if is_served_here else "the job itself may go on"
-    return EndpointError(
-        f"the session closed while @{handle.number} was {handle.status}: {fate}", job_id=handle.id or None
-    )
 
 
 def _config() -> config.Config:

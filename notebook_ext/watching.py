@@ -152,6 +152,8 @@ class Record:
         """Take the next reading; a counter that it does not tell has a gap there."""
         now = {("jobs", key): count for key, count in health.jobs.items()}
         now |= {("workers", key): count for key, count in health.workers.items()}
+        if self._in_last >= self._each and self._length >= self._most:
+            self._thin()
         opens = self._in_last >= self._each
         self._in_last = 1 if opens else self._in_last + 1
         for name in now:
@@ -163,8 +165,6 @@ class Record:
             elif count is not None:
                 values[-1] = max(count, values[-1] or 0)
         self._length += opens
-        if self._length > self._most:
-            self._thin()
 
     def _thin(self) -> None:
         for name, values in self.series.items():
@@ -172,7 +172,7 @@ class Record:
             self.series[name] = [
                 max((value for value in pair if value is not None), default=None) for pair in pairs
             ]
-        self._in_last = self._each * (2 if self._length % 2 == 0 else 1)
+        self._in_last = self._each * (1 if self._length % 2 else 2)
         self._length = (self._length + 1) // 2
         self._each *= 2
 

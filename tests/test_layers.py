@@ -38,7 +38,8 @@ OURS = {
     "loop": "",
     "handle": "types errors",
     "connection": "types errors client@typing handle@typing providers@typing session@typing",
-    "session": "loop connection handle journal config providers types errors "
+    "watcher": "handle types errors client@typing connection@typing journal@typing",
+    "session": "watcher loop connection handle journal config providers types errors "
     "client@late limits@late transport@late server@late",
     # What a person types
     "templates": "errors",
@@ -47,6 +48,7 @@ OURS = {
     "profiles": "decoders types errors",
     "vocabulary": "prompts render errors",
     "grammar": "vocabulary prompts errors",
+    "cellcode": "grammar vocabulary prompts errors",
     "arguments": "grammar@typing connection prompts profiles protocol types errors",
     # What a person sees
     "inert": "",
@@ -58,14 +60,17 @@ OURS = {
     "display": "render cell types",
     "kernel": "cell types errors",
     "view": "display handle profiles render errors types widgets@late",
+    "desk": "arguments cellcode config display grammar profiles render view errors handle@typing kernel@typing "
+    "session@typing widgets@late",
     "cells": "display handle kernel profiles render session view types errors widgets@late",
     "pane": "errors kernel@typing render@typing session@typing widgets@late",
     "health_pane": "pane watching render sparkline types connection@typing errors@typing kernel@typing session@typing "
     "widgets@late",
     "jobs_pane": "pane watching handle prompts render types kernel@typing session@typing widgets@late",
-    "panels": "pane health_pane jobs_pane watching client@typing connection@typing kernel@typing session@typing",
+    "panels": "desk pane health_pane jobs_pane watching client@typing connection@typing grammar@typing kernel@typing "
+    "session@typing",
     # The ones that know everyone
-    "verbs": "panels arguments cell cells config connection grammar handle kernel profiles prompts protocol providers render "
+    "verbs": "panels arguments cell cellcode cells config connection grammar handle kernel profiles prompts protocol providers render "
     "session types errors view vocabulary server@late",
     "suggestions": "completion grammar vocabulary profiles prompts providers errors session@typing",
     # What %load_ext imports at once; the rest comes with the first use

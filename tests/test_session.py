@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 from rude import KEY, answer, rude, script
 
-from notebook_ext import session as session_module
+from notebook_ext import watcher
 from notebook_ext.config import Config, SavedEndpoint
 from notebook_ext.errors import (
     AnswerLost,
@@ -265,8 +265,8 @@ def test_progress_is_told_to_those_who_listen(session) -> None:
 
 
 def test_health_is_read_while_a_job_waits_in_the_queue(session, monkeypatch) -> None:
-    monkeypatch.setattr(session_module, "HEALTH_AFTER", 0.01)
-    monkeypatch.setattr(session_module, "HEALTH_EVERY", 0.01)
+    monkeypatch.setattr(watcher, "HEALTH_AFTER", 0.01)
+    monkeypatch.setattr(watcher, "HEALTH_EVERY", 0.01)
     gate, healths = Gate(), []
     connection = session.serve("demo", gate)
     running, queued = connection.submit(1), connection.submit(2)
@@ -494,7 +494,7 @@ def test_a_cancel_during_the_submission_waits_for_the_id(session, elsewhere) -> 
 
 
 def test_a_cancel_that_the_server_does_not_confirm_is_told_so(session, elsewhere, monkeypatch) -> None:
-    monkeypatch.setattr(session_module, "STOP_PATIENCE", 0.3)
+    monkeypatch.setattr(watcher, "STOP_PATIENCE", 0.3)
     goes_on = {"id": "job-1", "status": "IN_PROGRESS"}
     server = elsewhere(
         script(
@@ -1022,7 +1022,7 @@ def test_close_alone_leaves_remote_jobs_and_ends_their_handles(elsewhere) -> Non
     assert server.count("cancel") == 0
     with pytest.raises(EndpointError, match="closed while @1 was IN_QUEUE: the job itself may go on"):
         handle.wait()
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(EndpointError, match="the session closed"):
         list(handle.chunks())
 
 

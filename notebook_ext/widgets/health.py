@@ -119,7 +119,8 @@ class HealthPanel:
         word, tone = ("stale", "warn") if view.stale else ("live", "good") if view.health else ("…", "idle")
         panel.set_value(
             self._head,
-            f'<div class="nbx"><b>{html.escape(self._name)}</b>{panel.badge(word, tone)} '
+            f'<div class="nbx"><b>{html.escape(self._name)}</b><span class="nbx-state">'
+            f"{panel.badge(word, tone)}</span> "
             f'<span class="nbx-soft">· {html.escape(view.stale or view.note)}</span></div>',
         )
         panel.set_value(self._tiles, _tiles(view) if view.health is not None else "")

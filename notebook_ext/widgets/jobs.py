@@ -40,7 +40,7 @@ _STYLE = """
 .nbx-row { display: grid; align-items: center; height: 26px; column-gap: 10px;
   grid-template-columns: 3.2em minmax(4em, 8em) 8em minmax(0, 1fr) 4.8em 5.6em 5.6em }
 .nbx-row > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
-.nbx-row .nbx-dot { margin-left: 0 }
+.nbx.nbx-row .nbx-dot { margin-left: 0 }
 .nbx .nbx-row b, .nbx.nbx-row b { font-weight: 400 }
 .nbx-row .nbx-right { text-align: right }
 .nbx-names { margin-right: 154px }
@@ -50,8 +50,8 @@ _STYLE = """
   .nbx-row { grid-template-columns: 3.2em minmax(4em, 6em) 7em minmax(0, 1fr) 5.6em }
   .nbx-row .nbx-wide { display: none } }
 @container (max-width: 520px) {
-  .nbx-row { grid-template-columns: 3.2em 7em minmax(0, 1fr) }
-  .nbx-row .nbx-medium { display: none } }
+  .nbx-row { grid-template-columns: 3.2em 14px minmax(0, 1fr) }
+  .nbx-row .nbx-medium, .nbx .nbx-row b, .nbx.nbx-row b, .nbx-row .nbx-status { display: none } }
 """
 
 
@@ -150,7 +150,8 @@ class JobsPanel:
         self._sheet = panel.style_sheet(_STYLE)
         self._head = panel.html_box()
         self._message = panel.Message()
-        self._rows = [_Row(board, self._message, clock) for _ in range(PAGE)]
+        self._looks = _Looks()
+        self._rows = [_Row(board, self._looks, self._message, clock) for _ in range(PAGE)]
         self._table = ipywidgets.VBox([], layout=layout(overflow="hidden"))
         self._older = panel.button("Older", lambda: board.turn(-1), icon="chevron-left", heard=heard)
         self._newer = panel.button("Newer", lambda: board.turn(1), icon="chevron-right", heard=heard)
@@ -252,12 +253,13 @@ class JobsPanel:
             self._head.value = str(bundle.get("text/html", ""))
             self.root.children = (self._sheet, self._head)
             self._is_closed = True
-            panel.close(self._parts)
+            self._close_parts()
 
     def close(self) -> None:
         """Remove every widget model that was made; a second call does nothing."""
         self._is_closed = True
-        panel.close((self.root, self._sheet, self._head, *self._parts))
+        panel.close((self.root, self._sheet, self._head))
+        self._close_parts()
 
     def _arrange(self, *, has_pages: bool, has_result: bool) -> None:
         self._has_pages, self._has_result = has_pages, has_result
@@ -267,9 +269,14 @@ class JobsPanel:
         if self.root.children != children:
             self.root.children = children
 
+    def _close_parts(self) -> None:
+        panel.close(self._parts)
+        for look in self._looks.models:
+            look.close()
+
     @property
     def _parts(self) -> tuple[Any, ...]:
-        rows = (widget for row in self._rows for widget in row.widgets)
+        rows = (widget for row in self._rows for widget in (row.root, *row.widgets))
         foot = (*self._cancel_all.widgets, self._stop, self._message.widget, self._foot)
         result = (self._title, self._hide, self._result_head, self._output)
         return (*rows, self._table, self._older, self._newer, self._place, self._pager, *foot, *result)
@@ -279,29 +286,40 @@ class JobsPanel:
         return {**bundle, "text/plain": "the jobs of this notebook, while they are watched"}
 
 
+class _Looks:
+    """The layouts and styles that all rows share: each row would have eight of its own."""
+
+    def __init__(self) -> None:
+        layout = ipywidgets.Layout
+        button = {"height": "24px", "margin": "0", "padding": "0", "flex": "0 0 auto"}
+        self.row = layout(align_items="center", grid_gap="4px", flex="0 0 auto", height=f"{_ROW_HEIGHT}px")
+        self.text = layout(flex="1 1 auto", margin="0", min_width="0")
+        self.narrow, self.wide = layout(width="58px", **button), layout(width="88px", **button)
+        self.hidden = layout(width="88px", visibility="hidden", **button)
+        self.gone = layout(display="none")
+        self.text_style, self.button_style = ipywidgets.HTML.style.klass(), ipywidgets.ButtonStyle()
+
+    @property
+    def models(self) -> tuple[Any, ...]:
+        return tuple(vars(self).values())
+
+
 class _Row:
     """One row of the table, and the buttons of the job that it shows."""
 
-    def __init__(self, board: Board, message: panel.Message, clock: Callable[[], float]) -> None:
-        self._board, self._message, self._clock = board, message, clock
+    def __init__(
+        self, board: Board, looks: _Looks, message: panel.Message, clock: Callable[[], float]
+    ) -> None:
+        self._board, self._looks, self._message, self._clock = board, looks, message, clock
         self._line: JobLine | None = None
         self._since = float("-inf")  # when its buttons became this job's
-        self._text = panel.html_box(flex="1 1 auto")
-        self._cancel, self._retry, self._show = self.buttons = (
-            self._button("Cancel", self._on_cancel),
-            self._button("Retry", board.retry),
-            self._button("Show", board.show),
-        )
-        self.root = ipywidgets.HBox(
-            [self._text, *self.buttons],
-            layout=ipywidgets.Layout(
-                align_items="center", grid_gap="4px", flex="0 0 auto", height=f"{_ROW_HEIGHT}px"
-            ),
-        )
-
-    @property
-    def widgets(self) -> tuple[Any, ...]:
-        return (self.root, self._text, *self.buttons)
+        self._text = ipywidgets.HTML(layout=looks.text, style=looks.text_style)
+        self._cancel = self._button("Cancel", self._on_cancel, looks.wide)
+        self._retry = self._button("Retry", board.retry, looks.gone)
+        self._show = self._button("Show", board.show, looks.narrow)
+        self.buttons = (self._cancel, self._retry, self._show)
+        self.widgets = (self._text, *self.buttons)
+        self.root = ipywidgets.HBox(self.widgets, layout=looks.row)
 
     def show(self, line: JobLine) -> None:
         before = self._line
@@ -311,35 +329,31 @@ class _Row:
             self._since = self._clock()
         self._line = line
         panel.set_value(self._text, _row(line))
-        if before is None or before.is_shown != line.is_shown:
+        if line.is_shown != (before is not None and before.is_shown):
             (self.root.add_class if line.is_shown else self.root.remove_class)("nbx-shown")
-        word = "Cancelling…" if line.is_cancelling else "Cancel"
-        self._cancel.description = word
-        # Cancel and Retry share a place: whoever meant the one must not hit the other
-        for button, is_there, is_deaf in (
-            (self._cancel, not line.can_retry, line.is_cancelling or not line.can_cancel),
-            (self._retry, line.can_retry, False),
-        ):
-            button.disabled = is_deaf or not is_there
-            button.layout.display = None if is_there else "none"
-            button.layout.visibility = "hidden" if is_deaf and not line.is_cancelling else "visible"
+        # Cancel and Retry share a place; a click in the moment of their exchange does nothing
+        looks = self._looks
+        is_alive = line.can_cancel or line.is_cancelling
+        self._cancel.description = "Cancelling…" if line.is_cancelling else "Cancel"
+        self._cancel.layout = looks.gone if line.can_retry else looks.wide if is_alive else looks.hidden
+        self._cancel.disabled = line.is_cancelling or not line.can_cancel
+        self._retry.layout = looks.wide if line.can_retry else looks.gone
+        self._retry.disabled = not line.can_retry
         for button in self.buttons:
             button.tooltip = f"{button.description} @{line.number}"
 
-    def _button(self, label: str, ask: Callable[[int], object]) -> Any:
-        def click() -> None:
+    def _button(self, label: str, ask: Callable[[int], object], layout: Any) -> Any:
+        def click(button: Any) -> None:
             line = self._line
-            if line is None:
+            if line is None or button.disabled:
                 return
             if self._clock() - self._since < SETTLE:
                 self._message.say("The table has just changed, so nothing was done. Click again.")
                 return
             ask(line.number)
 
-        made = panel.button(label, click)
-        made.layout.width = "58px" if label == "Show" else "88px"
-        made.layout.padding = "0"
-        made.layout.height = "24px"
+        made = ipywidgets.Button(description=label, layout=layout, style=self._looks.button_style)
+        made.on_click(click)
         return made
 
     def _on_cancel(self, number: int) -> None:
@@ -352,7 +366,7 @@ def _head(view: JobsView) -> str:
     names = (
         ("", ""),
         ("endpoint", "nbx-medium"),
-        ("status", ""),
+        ("<span class='nbx-status'>status</span>", ""),
         ("prompt", ""),
         ("sent", "nbx-wide"),
         ("queue", "nbx-wide nbx-right"),
@@ -373,7 +387,8 @@ def _row(line: JobLine) -> str:
     return (
         f'<div class="nbx nbx-row"><span class="nbx-soft">@{line.number}</span>'
         f'<span class="nbx-medium">{html.escape(line.endpoint)}</span>'
-        f"<span>{panel.badge(word, _TONES.get(line.status, 'idle'))}</span>"
+        f'<span title="{html.escape(word)}">'
+        f"{panel.badge(word, _TONES.get(line.status, 'idle'))}</span>"
         f'<span title="{prompt}">{prompt}</span>'
         f'<span class="nbx-soft nbx-wide">{line.submitted}</span>'
         f'<span class="nbx-right nbx-wide">{times[0]}</span>'

@@ -41,7 +41,8 @@ STYLE = """<style>
 .nbx-warn { color: var(--jp-warn-color1, #b26a00) }
 .nbx-bad { color: var(--jp-error-color1, #d32f2f) }
 .nbx-panel .jupyter-button:focus-visible { outline: 2px solid var(--jp-brand-color1, #1976d2) }
-.nbx-panel.jupyter-widgets-disconnected .jupyter-button { display: none }
+.nbx-panel.jupyter-widgets-disconnected .jupyter-button,
+.nbx-panel.jupyter-widgets-disconnected .nbx-state { display: none }
 .nbx-panel .jupyter-widgets-disconnected::before,
 .nbx-panel.jupyter-widgets-disconnected::before { content: none }
 .nbx-panel.jupyter-widgets-disconnected::after {
@@ -65,7 +66,7 @@ def set_value(widget: Any, value: str) -> None:
 
 
 def html_box(**layout: Any) -> Any:
-    """A place for HTML that takes no room of its own."""
+    """A place for HTML that takes no room of its own; the arguments are those of a Layout."""
     return ipywidgets.HTML(layout=ipywidgets.Layout(**{"margin": "0", "min_width": "0", **layout}))
 
 

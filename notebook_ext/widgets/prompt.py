@@ -29,7 +29,7 @@ _NUMBERS = ("temperature", "max_tokens", "top_p", "seed")
 # The last rule: what is saved with the notebook follows the panel in its cell. A reader without a kernel sees
 # that in place of the panel, and nobody sees both.
 _STYLE = """
-.nbx-prompt .widget-label, .nbx-prompt .widget-checkbox * { font: 12px/20px var(--jp-ui-font-family, sans-serif) }
+.nbx-prompt :is(.widget-label, .widget-checkbox *) { font: 12px/20px var(--jp-ui-font-family, sans-serif) }
 .nbx-prompt .widget-label { width: auto }
 .nbx-prompt .nbx-above { flex-direction: column; align-items: stretch; height: auto; margin: 0 }
 .nbx-prompt .nbx-above .widget-label { text-align: left; height: 20px; line-height: 20px }
@@ -151,9 +151,9 @@ class PromptPanel:
             "model": _text("Model", "14em"),
             "stop": _text_area("Stop texts, one in each line", 1, ""),
             "verbatim": ipywidgets.Checkbox(
-                description="Send {{ }} as it is",
+                description="Verbatim: {{ }} is sent as it is",
                 indent=False,
-                layout=ipywidgets.Layout(width="auto", margin="0 0 2px", align_self="flex-end"),
+                layout=ipywidgets.Layout(width="auto", height="28px", margin="0"),
             ),
         }
         self._settings["stop"].layout.width = "14em"
@@ -250,7 +250,7 @@ class PromptPanel:
         self._view = view
         is_cancelling = self._is_cancelling and not view.status.is_final
         name = f"@{self._number} {self._running.endpoint}"
-        panel.set_value(self._state, job.badge(name, view.status, is_cancelling=is_cancelling))
+        self._show_state(job.badge(name, view.status, is_cancelling=is_cancelling))
         panel.set_value(self._line, job.line(view))
 
     def finish(self, run: Run) -> None:
@@ -310,7 +310,7 @@ class PromptPanel:
         self._allow_cancel()
         self._show_place()
         self._view = job.StripView(JobStatus.IN_QUEUE)
-        self._state.value = job.badge(typed.endpoint, JobStatus.IN_QUEUE, is_cancelling=False)
+        self._show_state(job.badge(typed.endpoint, JobStatus.IN_QUEUE, is_cancelling=False))
         self._line.value = ""
         self._desk.run(typed)
 
@@ -389,15 +389,20 @@ class PromptPanel:
         self._show_end(run)
 
     def _show_end(self, run: Run) -> None:
-        self._state.value = job.badge(f"@{run.number} {run.typed.endpoint}", run.status, is_cancelling=False)
+        self._show_state(job.badge(f"@{run.number} {run.typed.endpoint}", run.status, is_cancelling=False))
         self.say(run.footer, is_bad=False)
         self._show_place()
         self._show_code()
 
     def _show_idle(self) -> None:
-        self._state.value = self._line.value = ""
+        self._show_state("")
+        self._line.value = ""
         self._rest()
         self._show_code()
+
+    def _show_state(self, badge: str) -> None:
+        panel.set_value(self._state, badge)
+        self._state.layout.display = None if badge else "none"
 
     def _rest(self) -> None:
         """Nothing runs (any more)."""

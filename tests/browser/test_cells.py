@@ -75,7 +75,7 @@ def test_the_first_text_is_seen_while_the_handler_holds_the_rest(lab, tmp_path):
     lab.wait_idle()
     assert jobs.prompt(1) == "[2]:"
     assert re.search(
-        r"^@1 · held · COMPLETED · [\d.]+ s queue · [\d.]+ s run · first token ", lab.text(1), re.M
+        r"^@1 · held · COMPLETED · [\d.]+ s queue · [\d.]+ s run · first token ", lab.text(1), re.MULTILINE
     )
     assert jobs.count(1, "button, .jupyter-widgets") == 0
     assert lab.errors == []

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
@@ -14,6 +14,9 @@ from PIL import Image
 from browser.environments import ROOT
 from browser.jobs import Jobs
 from browser.lab import SHOTS, Lab
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 IMAGES = ROOT / "notebooks" / "images"
 ANSWER = r"""### Why a busy queue grows

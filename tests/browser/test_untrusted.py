@@ -13,10 +13,10 @@ from urllib.parse import unquote
 import nbconvert
 import nbformat
 import pytest
+from xss_payloads import BARE, IMG, JS, PAYLOADS, P
 
 from browser.jobs import Jobs
 from browser.lab import notebook
-from xss_payloads import BARE, IMG, JS, PAYLOADS, P
 
 HOSTILE = f'''
 %load_ext notebook_ext
