@@ -186,12 +186,11 @@ class PromptDesk:
                 self._panel.refuse(str(handle.error or "It was not submitted."))
                 return
             line = "" if footer is None else str(footer["text/plain"])
+            if not self._front_end.is_voila:
+                saved = _saved(self.cell(typed), bundles, line)
+                self._cell.show(saved, display_id=self._saved_id, update=True)
             took = " · ".join(line.split(" · ")[3:])  # its number, name and status stand there already
             self._panel.finish(Run(handle.number, typed, handle.status, took, tuple(bundles)))
-            if not self._front_end.is_voila:
-                self._cell.show(
-                    _saved(self.cell(typed), bundles, line), display_id=self._saved_id, update=True
-                )
 
         return ended
 

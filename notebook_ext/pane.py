@@ -6,7 +6,6 @@ static end there. While no page shows it, nothing is asked and nothing is drawn.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 import uuid
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from notebook_ext.errors import APIError, EndpointError, RequestTimeout, TransportError
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Coroutine
 
     from notebook_ext import render
@@ -45,6 +45,7 @@ class Pane:
         self._lasts = lasts
         self._display_id = uuid.uuid4().hex
         self._views: int | None = None
+        self._is_over = False
         self._is_watched = False
         self._timers: list[asyncio.TimerHandle] = []
         self._unwatched: asyncio.TimerHandle | None = None
@@ -85,19 +86,19 @@ class Pane:
             self._loop.call_soon_threadsafe(function, *arguments)
 
     async def _live(self) -> None:
+        reason = "closed"
         try:
-            self._finish(await self.over)
+            try:
+                reason = await self.over
+            finally:
+                self._finish(reason)
             if self._views is not None:
                 await self._unseen
-        except asyncio.CancelledError:
-            if not self.over.done():
-                self.over.cancel()
-                self._finish("closed")
-            raise
         finally:
             self.widget.close()
 
     def _finish(self, reason: str) -> None:
+        self._is_over = True
         self._pause()
         for timer in (*self._timers, self._unwatched, self._question):
             if timer is not None:
@@ -111,7 +112,7 @@ class Pane:
     def _counted(self, views: int) -> None:
         """A page began or ended to show it."""
         self._views = views
-        if self.over.done():
+        if self._is_over:
             if not views and not self._unseen.done():
                 self._unseen.set_result(None)
         elif views:

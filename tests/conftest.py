@@ -65,7 +65,7 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a thread of ours or a socket; what its module shares is older than the test."""
     threads, sockets = _our_threads(), _sockets()
     yield
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 5
     while (left := _our_threads() - threads) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not left, f"threads left running: {sorted(thread.name for thread in left)}"

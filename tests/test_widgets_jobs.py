@@ -134,7 +134,9 @@ def test_a_click_that_was_meant_for_another_job_does_nothing(panel, board, clock
 
 def test_a_click_on_cancel_is_never_a_retry(panel, board, clock):
     panel.update(view(RUNNING))
-    panel.update(view(dataclasses.replace(RUNNING, status=JobStatus.FAILED, can_cancel=False, can_retry=True)))
+    panel.update(
+        view(dataclasses.replace(RUNNING, status=JobStatus.FAILED, can_cancel=False, can_retry=True))
+    )
     click(panel, 0, "Retry")
     assert board.asked == []
     clock.now += SETTLE + 0.01

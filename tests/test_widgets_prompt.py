@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import html
 import re
 
 import pytest
@@ -56,7 +57,7 @@ def panel(desk):
 
 def words(widget) -> str:
     """What a reader sees of an HTML widget."""
-    return " ".join(re.sub(r"<style>.*?</style>|<[^>]*>", "", widget.value, flags=re.DOTALL).split())
+    return " ".join(html.unescape(re.sub(r"(?s)<style>.*?</style>|<[^>]*>", " ", widget.value)).split())
 
 
 def enabled(panel) -> set[str]:

@@ -204,7 +204,7 @@ class PromptPanel:
             [self._state, self._line],
             layout=ipywidgets.Layout(**row, grid_gap="2px 10px", min_height="22px"),
         )
-        self.answer.box.layout = ipywidgets.Layout(min_height="6em", overflow="hidden")
+        self.answer.box.layout.min_height = "6em"
         self.answer.box.add_class("nbx-answer")
         self._style = panel.style_sheet(_STYLE)
         return ipywidgets.VBox(

@@ -73,6 +73,12 @@ async def handler(job):
         MADE.append(time.time())
         yield piece
 """
+BEFORE = "CPU = time.process_time()"
+AFTER = """
+result = {"cpu": time.process_time() - CPU, "first": MADE[0], "last": MADE[-1]}
+pathlib.Path("result.tmp").write_text(json.dumps(result))
+pathlib.Path("result.tmp").rename("result.json")
+"""
 PACED = """
 START = time.monotonic()
 {before}
@@ -83,28 +89,25 @@ for n, piece in enumerate(PIECES):
 {after}
 """
 CELLS = {
-    FLOOR: PACED.format(before="", each="print(piece, end='', flush=True)", after=""),
-    OURS: "%%endpoint run paced\ngo",
-    REPAINT: PACED.format(
-        before=(
-            "from IPython.display import Markdown, display\n"
-            "shown, at = display(Markdown(''), display_id=True), START"
-        ),
-        each=(
-            "if time.monotonic() >= at:\n"
-            "        shown.update(Markdown(''.join(PIECES[:n + 1])))\n"
-            "        at = time.monotonic() + 0.1"
-        ),
-        after="shown.update(Markdown(TEXT))",
-    ),
+    FLOOR: [PACED.format(before="", each="print(piece, end='', flush=True)", after="") + AFTER],
+    OURS: ["%%endpoint run paced\ngo", AFTER],
+    REPAINT: [
+        PACED.format(
+            before=(
+                "from IPython.display import Markdown, display\n"
+                "shown, at = display(Markdown(''), display_id=True), START"
+            ),
+            each=(
+                "if time.monotonic() >= at:\n"
+                "        shown.update(Markdown(''.join(PIECES[:n + 1])))\n"
+                "        at = time.monotonic() + 0.1"
+            ),
+            after="shown.update(Markdown(TEXT))",
+        )
+        + AFTER
+    ],
 }
-BEFORE = "CPU = time.process_time()"
-AFTER = """
-result = {"cpu": time.process_time() - CPU, "first": MADE[0], "last": MADE[-1]}
-pathlib.Path("result.tmp").write_text(json.dumps(result))
-pathlib.Path("result.tmp").rename("result.json")
-"""
-STREAM, RESULT = 3, 4  # the cells' positions
+STREAM = 3  # the first of these cells' position
 PROSE = "#md As most notebooks have some: the page has loaded what draws `code` and $x^2$."
 
 # Looks at what changes only: asking for all of the visible text would cost more than what is measured.
@@ -185,6 +188,7 @@ def measure(settings: Settings) -> list[Figure]:
             for name in CELLS:
                 if name == REPAINT and (repeat or case.length > 200_000):
                     continue
+                print(f"{case}, {name} ...", file=sys.stderr, flush=True)
                 for what, sample in stream(server, case, name).items():
                     tables[str(case)][what].add(name, sample)
     return [figure for table in tables.values() for figure in table.values()]
@@ -216,13 +220,13 @@ def stream(server: Server, case: Case, name: str) -> dict[str, float]:
     with browser() as chromium:
         lab = Lab(server, chromium)
         setup = SETUP.format(seconds=case.seconds, chunks=CHUNKS)
-        lab.open(notebook(setup, SERVE, BEFORE, CELLS[name], AFTER, PROSE))
+        lab.open(notebook(setup, SERVE, BEFORE, *CELLS[name], PROSE))
         for cell in range(STREAM):
             lab.run(cell)
         lab.evaluate(NOTE_TIMES, [STREAM, FIRST, LAST])
         lab.watch_traffic()
-        lab.start(STREAM)
-        lab.start(RESULT)  # queued in the kernel: a frozen page could not ask for it later
+        for cell, _ in enumerate(CELLS[name], STREAM):
+            lab.start(cell)  # at once: a frozen page could not ask for the second one later
         _wait_for(lab, result.exists, case.seconds + PATIENCE)
         made = json.loads(result.read_text())
         times = _times(lab, made["last"] + PATIENCE)
