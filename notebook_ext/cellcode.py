@@ -54,6 +54,7 @@ def from_input(
         verb: `run` or `runsync`.
     """
     document = json.dumps({"input": value}, indent=2, ensure_ascii=False)
+    document = re.sub("[\x85\u2028\u2029]", _escaped, document)
     command = compose(endpoint, document, {"kind": "json", "verbatim": True, **(options or {})})
     return Command(VERBS[verb], command.arguments, body=command.body)
 
@@ -82,7 +83,7 @@ def cell(command: Command) -> str:
         prompt = "" if command.prompt is None else f" -- {command.prompt}"
         return f"%{_MAGIC} {_line(command)}{prompt}"
     as_text = command.body is None and command.arguments.kind == "auto" and typed.lstrip()[:1] in ("{", "[")
-    text = typed if command.body is None else typed.removesuffix("\n")
+    text = _BLANK_LINE.sub("", typed if command.body is None else typed.removesuffix("\n"))
     end = "\n" if text.endswith("\n") else ""  # IPython adds one only where there is none
     return f"%%{_MAGIC} {_line(command, {'kind': 'text'} if as_text else {})}\n{_body(text, command)}{end}"
 
@@ -113,7 +114,8 @@ def _words(action: argparse.Action, value: Any, has_templates: bool) -> Iterator
         yield f"{flag}={word}" if flag and str(item).startswith("-") else f"{flag} {word}".lstrip()
 
 
-_LINE_BREAK = re.compile("[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+_BREAKS = "\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029"  # where `str.splitlines`, and so IPython, ends a line
+_LINE_BREAK = re.compile(f"[{_BREAKS}]")
 
 
 def _in_one_line(text: str, flag: str, has_templates: bool) -> str:
@@ -126,15 +128,26 @@ def _in_one_line(text: str, flag: str, has_templates: bool) -> str:
             f"{flag or 'a word'} {reason}, which a cell can hold only as a template, and none is allowed here"
         )
     pieces = [
-        f"({piece[2:-2].strip()})" if is_template else _string(piece) for piece, is_template in _parts(text)
+        _expression(piece, flag) if is_template else _string(piece) for piece, is_template in _parts(text)
     ]
     return f"{{{{ {' ~ '.join(pieces)} }}}}"
 
 
+def _expression(template: str, flag: str) -> str:
+    """What is in a template, in one line."""
+    expression = template[2:-2].strip()
+    if any(_LINE_BREAK.search(string) for string in _STRING.findall(expression)):
+        raise InputError(f"a template of {flag} has a string with line breaks, which no cell can hold")
+    return f"({_LINE_BREAK.sub(' ', expression)})"
+
+
 def _string(text: str) -> str:
     """A string literal of the template language, in one line."""
-    literal = json.dumps(text, ensure_ascii=False)
-    return _LINE_BREAK.sub(lambda found: f"\\u{ord(found[0]):04x}", literal)
+    return _LINE_BREAK.sub(_escaped, json.dumps(text, ensure_ascii=False))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 def _parts(text: str) -> Iterator[tuple[str, bool]]:
@@ -178,12 +191,13 @@ def _quoted(text: str) -> str:
 
 # ---------------------------------------------------------------------------------- the body
 
+_BLANK_LINE = re.compile(r"^[ \t]+$", re.MULTILINE)  # IPython empties them, so no cell can hold them
 _PROMPT_MARK = re.compile(
-    r"""
-    (?m:^\s*>>>)                                # IPython takes them off, wherever they stand
+    rf"""
+    (?: \A | (?<=[{_BREAKS}]) ) [^\S{_BREAKS}]* >>>  # IPython takes them off, wherever they stand
     | \A (?: \.\.\. (?=[ \n]|\Z)                # and these from the first line
          | (?: \[(?:nav|ins)\] )? [ ]? In[ ]\[\d+\]:
-         | \s*\.{3,}:
+         | \s*\.{{3,}}:
          | \#\| )                               # an option line of our own
     """,
     re.VERBOSE,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from notebook_ext import protocol, providers
 from notebook_ext.errors import InputError, JobLost, NotFoundError, ProtocolError, WaitTimeout, job_error
-from notebook_ext.exchange import REQUEST_TIMEOUT, Exchange
+from notebook_ext.exchange import JOB_ID, REQUEST_TIMEOUT, Exchange
 from notebook_ext.following import Following, differs
 from notebook_ext.limits import Limits
 from notebook_ext.protocol import JobRequest, Operation
@@ -359,7 +359,11 @@ class Endpoint:
             answer = {**answer, "status": JobStatus.IN_QUEUE}  # it was accepted, or this were an error
         job = protocol.read_job(answer, endpoint=self.id, dialect=self.provider.dialect)
         if not job.id and not job.status.is_final:
-            raise ProtocolError(f"{self.id} took the job ({job.status}) but answered without an id")
+            raise ProtocolError(
+                f"{self.id} took the job ({job.status}) but answered without an id; it may run"
+            )
+        if job.id and not JOB_ID.fullmatch(job.id):
+            raise ProtocolError(f"{self.id} took the job, but {job.id[:40]!r} cannot be its id; it may run")
         self._exchange.submitted(job.id)
         return job
 

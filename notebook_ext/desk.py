@@ -135,6 +135,9 @@ class PromptDesk:
         except EndpointError as error:
             panel.refuse(str(error))
             return
+        except Exception as bug:  # noqa: BLE001 - a click must not end in a log that nobody reads
+            panel.refuse(f"That did not work: {bug!r}")
+            return
         panel.start(handle.number)
         answer = _Answer(panel.answer, self._session.loop.loop, self._ended(handle, typed))
         decoder = profiles.get(handle.profile).decoder()

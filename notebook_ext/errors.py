@@ -223,11 +223,16 @@ class JournalError(EndpointError):
     """The journal could not be read or written."""
 
 
-def job_error(job: Job) -> JobError | None:
-    """The error of a job that did not end well; None for any other state."""
+def job_error(job: Job, name: str | None = None) -> JobError | None:
+    """The error of a job that did not end well; None for any other state.
+
+    Args:
+        job: Its last snapshot.
+        name: What the sentence calls it; None means by its id.
+    """
     after = f" after {job.execution_time:.1f} s on a worker" if job.execution_time is not None else ""
     said = f": {job.error}" if job.error is not None else ""
-    where = f"job {job.id} on {job.endpoint}"
+    where = name or f"job {job.id} on {job.endpoint}"
     match job.status.value:
         case "FAILED":
             return JobFailed(f"{where} failed{after}{said or ', and the worker gave no reason'}", job)

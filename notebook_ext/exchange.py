@@ -42,7 +42,10 @@ if TYPE_CHECKING:
     from notebook_ext.limits import Limits
     from notebook_ext.providers import Provider
 
-__all__ = ["REQUEST_TIMEOUT", "Exchange"]
+__all__ = ["JOB_ID", "REQUEST_TIMEOUT", "Exchange"]
+
+JOB_ID = re.compile(r"[\w.-]+", re.ASCII)
+"""Ids are opaque, but they stand in a path."""
 
 REQUEST_TIMEOUT = 30.0
 """Seconds to wait for the answer to one request that the server does not hold."""
@@ -135,7 +138,7 @@ class Exchange:
             hold: Seconds that the server may hold the answer; None sends no `wait`.
             timeout: Seconds to wait for the answer, on top of the hold.
         """
-        if job_id and not re.fullmatch(r"[\w.-]+", job_id):
+        if job_id and not JOB_ID.fullmatch(job_id):
             raise InputError(f"{job_id!r} is not a job id")
         content = None if body is None else self._encode(operation, body)
         if hold is not None:

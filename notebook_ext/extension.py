@@ -40,7 +40,7 @@ def load(shell: Any) -> None:
     for home, name in _SHOWN:
         shell.display_formatter.ipython_display_formatter.for_type_by_name(home, name, magics.display)
     front_end.on_shutdown(lambda restart: magics.close(cancel=not restart))  # after a restart the jobs go on
-    setattr(shell, _ATTRIBUTE, (magics, front_end, _warm_up()))
+    setattr(shell, _ATTRIBUTE, (magics, front_end, _warm_up(front_end.has_widgets)))
     conflict = nest_asyncio_conflict()
     if conflict is not None:
         print(conflict, file=sys.stderr)
@@ -72,7 +72,7 @@ def unload(shell: Any) -> None:
         magics.close()
 
 
-def _warm_up() -> asyncio.TimerHandle | None:
+def _warm_up(has_widgets: bool) -> asyncio.TimerHandle | None:
     """Get ready what the first call needs: the TLS context in a thread, imports when the kernel is idle.
 
     Nothing is imported in the thread: two threads that import the same package at the same time
@@ -80,13 +80,16 @@ def _warm_up() -> asyncio.TimerHandle | None:
     """
     threading.Thread(target=ssl_context, name="notebook_ext TLS", daemon=True).start()
     try:
-        return asyncio.get_running_loop().call_later(IDLE, _import_all)
+        return asyncio.get_running_loop().call_later(IDLE, _import_all, has_widgets)
     except RuntimeError:  # a terminal: the first call imports
         return None
 
 
-def _import_all() -> None:
+def _import_all(has_widgets: bool) -> None:
     from notebook_ext import client, verbs  # noqa: F401 - it is the import that counts
+
+    if has_widgets:
+        from notebook_ext.widgets import job  # noqa: F401
 
 
 def _is_reloading() -> bool:

@@ -111,6 +111,8 @@ class Pane:
 
     def _counted(self, views: int) -> None:
         """A page began or ended to show it."""
+        if self._views is not None and views > self._views:
+            self.widget.send_again()  # a page that is loading misses what changes meanwhile
         self._views = views
         if self._is_over:
             if not views and not self._unseen.done():

@@ -517,9 +517,12 @@ def error(error: Exception) -> Bundle:
 
 
 def error_text(error: WorkerError) -> str:
-    """A worker's failure as plain text: its message, then its traceback where it told one."""
-    text = str(error) + (f" (worker {error.worker_id})" if error.worker_id else "")
-    return f"{text}\n{error.traceback.rstrip()}" if error.traceback else text
+    """A worker's failure as plain text: its traceback where it told one, and its message."""
+    worker = f" (worker {error.worker_id})" if error.worker_id else ""
+    traceback = (error.traceback or "").rstrip()
+    if traceback.endswith(error.message):
+        return f"{traceback}{worker}"
+    return f"{traceback}\n{error}{worker}".lstrip("\n")
 
 
 def health(health: Health, name: str) -> Bundle:

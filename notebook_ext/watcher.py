@@ -104,15 +104,15 @@ class Watcher:
         try:
             if not handle.status.is_final:
                 await self._read(handle, endpoint, chunks)
-            error = job_error(handle.job)
+            error = _error(handle)
         except AnswerLost as lost:
             if handle.status is JobStatus.COMPLETED:
                 handle.notes.append("text may be missing: answers were lost on the way")
             else:
-                error = job_error(handle.job) or lost
+                error = _error(handle) or lost
         except JobLost as lost:
             self._saw(handle, lost.job)
-            error = lost
+            error = _error(handle)
         except EndpointError as failure:
             error = failure
         except asyncio.CancelledError:
@@ -215,6 +215,10 @@ class _ChunkWriter:
         if self._waiting:
             self._journal.append(self._number, self._waiting)
             self._waiting = []
+
+
+def _error(handle: JobHandle) -> EndpointError | None:
+    return job_error(handle.job, f"@{handle.number} on {handle.endpoint}")
 
 
 def _outcome(handle: JobHandle, error: EndpointError | None) -> Stopped:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from IPython.core.inputtransformer2 import TransformerManager
 
@@ -63,7 +64,10 @@ PIECES = (
 )
 text = st.lists(st.sampled_from(PIECES) | st.text(max_size=6), max_size=6).map("".join)
 # surrogates cannot be sent at all, and no file holds them
-clean = text.filter(lambda value: not any("\ud800" <= char <= "\udfff" for char in value))
+# and IPython empties lines that are only white space
+clean = text.filter(lambda value: not any("\ud800" <= char <= "\udfff" for char in value)).map(
+    lambda value: re.sub(r"(?m)^[ \t]+$", "", value)
+)
 live = clean.filter(lambda value: is_rendered(value))
 
 
@@ -114,6 +118,12 @@ def given_options(**options):
 @example(prompt="a\n\n", system="{", model="{{ '{{' }}", stop=[])
 def test_what_is_submitted_by_a_cell_is_what_was_meant(prompt, system, model, stop):
     command = cellcode.compose("demo", prompt, given_options(system=system, model=model, stop=stop))
+    assume(
+        not any(
+            re.search(r"{{[^}]*['\"]", option) and len(option.splitlines()) > 1
+            for option in [system, model, *stop]
+        )
+    )
     assert submitted(read(cellcode.cell(command))) == submitted(command)
 
 
@@ -144,6 +154,7 @@ VALUES = st.recursive(
 @given(VALUES)
 @example({"input": {"prompt": "x"}, "policy": {}})
 @example("{{ audience }}")
+@example({"\u2028>>> ": "\x85"})
 def test_an_input_from_python_is_submitted_as_it_is(value):
     command = cellcode.from_input("demo", value, {"profile": "raw"})
     sent = Arguments(read(cellcode.cell(command)), NAMES).submission(
@@ -191,6 +202,7 @@ def test_line_breaks_of_an_option_become_a_template():
         ("Hi", {"system": "two\nlines", "verbatim": True}),
         ("Hi", {"stop": ["--"], "verbatim": True}),
         ("Hi", {"parameters": ["a=1\n2"]}),
+        ("Hi", {"system": "{{ 'a\nb' }}"}),
         ("#| x", {"verbatim": True}),
         (">>> x", {"kind": "json"}),
     ],
@@ -198,6 +210,12 @@ def test_line_breaks_of_an_option_become_a_template():
 def test_what_no_cell_can_hold_is_said(prompt, options):
     with pytest.raises(InputError, match="cell can"):
         cellcode.cell(cellcode.compose("demo", prompt, options))
+
+
+def test_lines_of_white_space_are_empty_as_ipython_makes_them():
+    cell = cellcode.cell(cellcode.compose("demo", "for:\n    a\n    \n    b\n  ", {}))
+    assert cell == "%%endpoint run demo\nfor:\n    a\n\n    b\n\n"
+    assert read(cell).body == "for:\n    a\n\n    b\n\n"
 
 
 def test_a_command_can_name_its_endpoint():

@@ -160,7 +160,7 @@ def test_dashes_offer_all_options_of_the_verb(offered: Any) -> None:
 
 
 def test_a_free_word_that_is_there_is_followed_by_options(offered: Any) -> None:
-    assert offered("%endpoint health demo ") == ["--debug"]
+    assert offered("%endpoint purge demo ") == ["--yes", "--debug"]
 
 
 @pytest.mark.parametrize(

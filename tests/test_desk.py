@@ -227,6 +227,13 @@ def test_an_endpoint_that_is_gone_and_one_without_a_key_are_said_in_one_line(des
     assert "there is no endpoint &#x27;far&#x27;" in desk.panel._line.value
 
 
+def test_a_bug_is_said_and_leaves_no_dead_button(desk, monkeypatch):
+    monkeypatch.setattr(desk.desk, "_submit", lambda typed: 1 / 0)
+    ask(desk, "Hi")
+    assert "That did not work: ZeroDivisionError" in desk.panel._line.value
+    assert desk.panel._run.disabled is False
+
+
 def test_text_is_bounded_in_the_panel_and_where_it_is_saved(desk):
     ask(desk, "Hi", endpoint="long")
     run = ended(desk)

@@ -471,3 +471,17 @@ def test_after_unloading_a_shutdown_leaves_the_job_alone(kernel, server, tmp_pat
     assert server.status(job) == "IN_PROGRESS"
     (tmp_path / "go").touch()
     until(tmp_path / "ended")
+
+
+def test_panels_are_one_static_look_where_nobody_can_click():
+    notebook = execute(
+        "%endpoint serve echo --handler echo",
+        "%endpoint run echo -- Say this",
+        "%endpoint health echo --watch",
+        "%endpoint panel jobs",
+        "%endpoint panel health echo",
+    )
+    for cell, words in zip(notebook.cells[3:], ("in queue", "Say this", "in queue"), strict=True):
+        (output,) = cell.outputs
+        assert words in output.data["text/plain"]
+        assert "application/vnd.jupyter.widget-view+json" not in output.data

@@ -76,7 +76,7 @@ OURS = {
     # What %load_ext imports at once; the rest comes with the first use
     "completion": "grammar@late suggestions@late vocabulary@late",
     "magics": "config@late grammar@late kernel@late session@late verbs@late vocabulary@late",
-    "extension": "completion kernel magics tls client@late verbs@late",
+    "extension": "completion kernel magics tls client@late verbs@late widgets@late",
     "__init__": "types@typing errors@typing client@typing connection@typing handle@typing kernel@typing "
     "providers@typing server@typing session@late extension@late",
 }

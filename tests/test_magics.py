@@ -466,7 +466,7 @@ def test_a_failed_job_fails_its_cell_and_its_handle_is_kept(notebook):
     notebook.handlers(boom=boom)
     notebook.names["answer"] = "old"
     assert re.match(
-        r"JobFailed: job .* on boom failed after .*: ValueError: no such luck",
+        r"JobFailed: @\d+ on boom failed after .*: ValueError: no such luck",
         notebook.error("%endpoint run boom -o job -- hi"),
     )
     assert notebook.names["job"].status is JobStatus.FAILED
@@ -858,12 +858,33 @@ def test_every_verb_has_help_with_an_example(notebook, verb):
     assert text == notebook.run(f"%endpoint {verb}?")
 
 
+@pytest.mark.parametrize(
+    "line", ["health echo --watch", "panel health echo", "health echo --watch --forever"]
+)
+def test_without_a_notebook_watching_is_one_look(echo, line):
+    ran = echo.try_(f"%endpoint {line}")
+    assert ran.success, ran.text
+    assert "in queue" in ran.text
+    assert isinstance(ran.value, Health)
+
+
+def test_without_a_notebook_the_jobs_panel_is_a_table(echo):
+    echo.run("%endpoint run -- Say this")
+    ran = echo.try_("%endpoint panel jobs")
+    assert ran.success, ran.text
+    assert re.search(r"@1 +echo .* COMPLETED +Say this", ran.text)
+
+
+def test_a_panel_that_there_is_not_is_refused_with_what_there_is(notebook):
+    assert "PANEL cannot be 'helth'; did you mean health?" in notebook.error("%endpoint panel helth")
+
+
 def test_a_bare_endpoint_prints_the_overview(notebook):
     text = notebook.run("%endpoint")
     assert all(f"  {verb} " in text for verb in VERBS)
     assert text == notebook.run("%endpoint help")
     assert "VERB [TARGET]" in notebook.run("%endpoint?")
-    assert "panel" not in text  # help lists only what works
+    assert "sweep" not in text  # help lists only what works
     assert "notebook_ext " in notebook.run("%endpoint version")
 
 

@@ -410,7 +410,7 @@ def test_a_failed_job_tells_what_its_worker_said():
     job = Job(id="j1", endpoint="demo", status=JobStatus.FAILED, error=failure, delay_time=0.5)
     bundle = render.job(job, 3)
     assert bundle["text/plain"] == (
-        "@3 · demo · FAILED · 0.5 s queue · j1\nRuntimeError: no <gpu> (worker w1)\nTraceback\n  line 1"
+        "@3 · demo · FAILED · 0.5 s queue · j1\nTraceback\n  line 1\nRuntimeError: no <gpu> (worker w1)"
     )
     assert "no &lt;gpu&gt;" in bundle["text/html"]
     shown = render.error(JobFailed("It <failed>.", job))

@@ -157,7 +157,7 @@ def test_an_error_is_one_line_below_what_had_arrived(terminal):
     lines = terminal.run("%endpoint run boom -- hi").splitlines()
     assert lines[0] == "so far"
     assert lines[1].startswith("@1 · boom · FAILED")
-    assert re.match(r"JobFailed: job .* on boom failed after .*: ValueError: no such luck$", lines[2])
+    assert re.match(r"JobFailed: @\d+ on boom failed after .*: ValueError: no such luck$", lines[2])
     assert len(lines) == 3
     assert terminal.run("%endpoint runn").splitlines() == [
         "InputError: 'runn' is neither a verb nor a known endpoint; did you mean 'run'?"
@@ -167,7 +167,7 @@ def test_an_error_is_one_line_below_what_had_arrived(terminal):
 def test_a_background_job_that_fails_says_so_in_one_line(terminal):
     terminal.run("%endpoint serve boom --handler boom")
     terminal.type("%endpoint run boom --bg -o job -- hi")
-    terminal.until("JobFailed: job ")
+    terminal.until("JobFailed: @1 on boom")
     terminal.run("")
     assert "FAILED" in terminal.run("job")
     assert "Traceback" not in terminal.run("%endpoint show")

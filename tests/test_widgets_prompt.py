@@ -184,8 +184,6 @@ def test_the_runs_can_be_flipped_through_with_their_settings(panel):
 
 def test_what_was_typed_and_not_run_comes_back_after_the_last_run(panel):
     run(panel, "One")
-    panel._prompt.value = "A draft"
-    panel._older.disabled = False
     run(panel, "Two")
     panel._prompt.value = "A draft"
     panel._older.click()

@@ -145,6 +145,12 @@ class HealthPanel:
         if not self._is_closed:
             self._purge.rest()
 
+    def send_again(self) -> None:
+        """Send all that is shown once more, for a page that was loaded again."""
+        if not self._is_closed:
+            for widget in (*self._parts, self._head, self.root):
+                widget.send_state()
+
     def finish(self, bundle: Mapping[str, Any]) -> None:
         """Show a static end in place of everything, for pages that another display does not reach."""
         if not self._is_closed:

@@ -45,7 +45,7 @@ _STYLE = """
 .nbx-row .nbx-right { text-align: right }
 .nbx-names { margin-right: 154px }
 .nbx-rule { border-bottom: 1px solid var(--jp-border-color2, #e0e0e0) }
-.nbx-panel .nbx-shown { background: var(--jp-layout-color2, rgba(128, 128, 128, .14)) }
+.nbx-panel .nbx-shown { box-shadow: inset 0 -2px 0 var(--jp-brand-color1, #1976d2) }
 @container (max-width: 760px) {
   .nbx-row { grid-template-columns: 3.2em minmax(4em, 6em) 7em minmax(0, 1fr) 5.6em }
   .nbx-row .nbx-wide { display: none } }
@@ -246,6 +246,12 @@ class JobsPanel:
         """Ask nothing (more)."""
         if not self._is_closed:
             self._cancel_all.rest()
+
+    def send_again(self) -> None:
+        """Send all that is shown once more, for a page that was loaded again."""
+        if not self._is_closed:
+            for widget in (*self._parts, self._head, self.root):
+                widget.send_state()
 
     def finish(self, bundle: Mapping[str, Any]) -> None:
         """Show a static end in place of everything, for pages that another display does not reach."""

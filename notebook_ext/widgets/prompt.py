@@ -437,7 +437,8 @@ class PromptPanel:
         if is_run and self._number:
             hint += f" <code>%endpoint code @{self._number} --cell</code> inserts it below a cell."
         self._code.value = (
-            f'<pre tabindex="0" aria-label="the same as a cell">{html.escape(self._desk.cell(typed))}</pre>'
+            f'<pre tabindex="0" role="textbox" aria-readonly="true" aria-multiline="true" '
+            f'aria-label="the same as a cell">{html.escape(self._desk.cell(typed))}</pre>'
             f'<div class="nbx nbx-soft">{hint}</div>'
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from browser.environments import VERSIONS
 from browser.jobs import Jobs
 
 BUSY = "import time\nwhile not (GATE / 'enough').exists():\n    time.sleep(0.05)\nprint('no longer busy')"
@@ -210,3 +211,21 @@ def test_unloading_leaves_no_models(lab, tmp_path):
     lab.run(4)
     assert lab.text(4) == lab.text(2)
     lab.wait_text(1, "The prompt panel is closed")
+
+
+@pytest.mark.parametrize("kernel", ["main", VERSIONS[0]])
+def test_the_panel_works_while_a_cell_waits_for_its_own_job(lab, lab_on, tmp_path, kernel):
+    page = lab if kernel == "main" else lab_on(kernel)
+    jobs = opened(page, tmp_path, "%endpoint run held -p name=cell -- The cell waits.")
+    page.start(2)
+    page.wait_text(2, "The cell waits.")
+    ask(page, "Asked meanwhile.")
+    page.wait_text(1, "Asked meanwhile.")
+    page.click(1, "Cancel")
+    page.wait_text(1, "cancelled")
+    page.output(1).get_by_label("Endpoint").select_option("demo")  # it is served only now
+    ask(page, "Hi", Temperature="0.5")
+    page.wait_text(1, "completed")
+    assert not jobs.is_over("cell")
+    jobs.let_go("cell")
+    page.wait_text(2, "@1 · held · COMPLETED")
