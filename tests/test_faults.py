@@ -273,7 +273,7 @@ def test_json_of_another_shape_is_a_value_or_a_protocol_error(document, operatio
 def test_a_submission_without_an_id_is_told(document, operation: str) -> None:
     async def scenario() -> None:
         async with rude(always(answer(document))) as server, Endpoint("ep", server.url, KEY) as endpoint:
-            with pytest.raises(errors.ProtocolError, match="told no id"):
+            with pytest.raises(errors.ProtocolError, match="answered without an id"):
                 await OPERATIONS[operation](endpoint)
             assert len(server.asked) == 1
 

