@@ -81,7 +81,8 @@ class JobCells:
             is_background=is_background and is_live,
             is_quiet=is_quiet or (front_end.is_terminal and is_background),
         )
-        self._session.on_loop(view.start)
+        if is_live or not is_background:
+            self._session.on_loop(view.start)
         return view
 
     def show_end(self, handle: JobHandle, output_format: str = "auto") -> None:
@@ -188,6 +189,7 @@ class JobCells:
         return "; ".join(map(str, stopped)) or "it had just ended"
 
     def _waited(self, view: JobView, timeout: float | None, cancels: bool) -> BaseException | None:
+        self._session.on_loop(view.start)  # only now, so that the job's end is not amid the cell's own prints
         try:
             self.wait(view, timeout=timeout, cancels=cancels)
         except JobCancelled as error:

@@ -19,6 +19,7 @@ from notebook_ext.cell import visible
 from notebook_ext.cells import JobCells
 from notebook_ext.errors import ConfigurationError, EndpointError, InputError
 from notebook_ext.handle import JobHandle
+from notebook_ext.jobs_pane import job_row
 from notebook_ext.panels import Panels
 from notebook_ext.protocol import JobRequest, Operation
 from notebook_ext.types import Health, Job, JobStatus
@@ -494,24 +495,11 @@ def _bundle(value: Any) -> dict[str, Any]:
         return render.job(value)
     if isinstance(value, Health):
         return render.health(value, "health")
-    return render.jobs([_row(handle) for handle in value])
+    return render.jobs([job_row(handle) for handle in value])
 
 
 def _queued(count: int) -> str:
     return f"{count} queued job{'' if count == 1 else 's'}"
-
-
-def _row(handle: JobHandle) -> render.JobRow:
-    return render.JobRow(
-        number=handle.number,
-        endpoint=handle.endpoint,
-        job_id=handle.id,
-        status=handle.status,
-        prompt=prompts.first_words(handle.input),
-        submitted_at=handle.submitted_at,
-        queue=handle.job.delay_time,
-        run=handle.job.execution_time,
-    )
 
 
 def _typed(command: Command) -> str:

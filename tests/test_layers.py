@@ -70,7 +70,7 @@ OURS = {
     "panels": "desk pane health_pane jobs_pane watching client@typing connection@typing grammar@typing kernel@typing "
     "session@typing",
     # The ones that know everyone
-    "verbs": "panels arguments cell cellcode cells config connection grammar handle kernel profiles prompts protocol providers render "
+    "verbs": "panels jobs_pane arguments cell cellcode cells config connection grammar handle kernel profiles prompts protocol providers render "
     "session types errors view vocabulary server@late",
     "suggestions": "completion grammar vocabulary profiles prompts providers errors session@typing",
     # What %load_ext imports at once; the rest comes with the first use

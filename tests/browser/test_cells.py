@@ -38,7 +38,7 @@ RENDERED = {
     "td": "0.5",
     "pre code": "if served < waiting:",
 }
-COUNT_WIDGETS = "import ipywidgets; print('models', len(ipywidgets.Widget.widgets))"
+COUNT_WIDGETS = "from ipywidgets.widgets import widget; print('models', len(widget._instances))"
 CLOCK = "while True:\n    time.sleep({pause})\n    if (GATE / 'enough').exists(): break\nprint('the clock stopped')"
 
 

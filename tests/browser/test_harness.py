@@ -32,7 +32,7 @@ def test_a_cell_runs_and_its_text_is_seen_and_saved(lab):
     saved = lab.save()["cells"]
     assert saved[0]["outputs"][0]["text"] == ["six times seven: 日本語 🙂 42\n"]
     assert saved[2]["outputs"][0]["ename"] == "ZeroDivisionError"
-    assert lab.traffic.counts["stream"] == 1
+    assert lab.traffic.counts["stream"] >= 1  # a busy machine prints a line in pieces
     assert lab.errors == []
 
 
