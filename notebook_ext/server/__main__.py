@@ -45,7 +45,7 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m notebook_ext.server",
-        description="Serve handlers at http://127.0.0.1:PORT/v2/NAME, as RunPod serves workers. Prints one "
+        description="Serve handlers at http://127.0.0.1:PORT/v2/NAME, as Runpod serves workers. Prints one "
         f"line of JSON when it listens. The token is taken from {TOKEN_VARIABLE}, or made up and printed.",
     )
     parser.add_argument(

@@ -130,7 +130,7 @@ class EmbeddedServer:
 
         Args:
             name: Its place in the URL: letters, digits, `.`, `_`, `-`.
-            handler: A function `handler(job)` as RunPod's workers have it, or the name of a
+            handler: A function `handler(job)` as Runpod's workers have it, or the name of a
                 built-in one: echo, chat, image, fail, sleep, openai.
             workers: How many jobs run at the same time.
             dials: Trouble to rehearse.

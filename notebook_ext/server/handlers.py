@@ -1,4 +1,4 @@
-"""Running a user's handler, in the shape that RunPod's workers use, and putting its end into words.
+"""Running a user's handler, in the shape that Runpod's workers use, and putting its end into words.
 
 A handler runs away from the server's event loop: plain ones in a thread of their own, async ones
 on an event loop that belongs to their endpoint. `Reporter` is its way back to the queue.
