@@ -30,7 +30,7 @@ MOST_FAILURES = 6
 
 HELD = 0.25
 """Seconds from which on an answer counts as held by the server."""
-SHORTEST_PAUSE, PAUSE_SHARE, LONGEST_PAUSE = 0.005, 0.04, 1.0
+SHORTEST_PAUSE, PAUSE_SHARE, LONGEST_PAUSE = 0.005, 0.02, 1.0
 """Between two empty answers that were not held: seconds, share of the time since anything came, seconds."""
 QUIET = 10.0
 """Seconds without a chunk after which the status is asked: some streams never say that the job has ended."""
