@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from notebook_ext import profiles, prompts
@@ -11,8 +12,6 @@ from notebook_ext.protocol import JobRequest
 from notebook_ext.types import ExecutionPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from notebook_ext.grammar import Command
 
 __all__ = ["Arguments"]
@@ -33,6 +32,11 @@ class Arguments:
         self._options = command.arguments
         self._namespace = namespace
         self._is_verbatim = getattr(self._options, "verbatim", False)
+
+    @property
+    def namespace(self) -> Mapping[str, Any]:
+        """The variables that the command sees."""
+        return self._namespace
 
     def text(self, name: str) -> str | None:
         """An option's text; None where it was not given."""
@@ -64,6 +68,17 @@ class Arguments:
         text = self.text(name)
         return None if text is None else prompts.parse_duration(text)
 
+    def limit(self, name: str) -> float | None:
+        """An option's duration in seconds, where none at all would make no sense.
+
+        Raises:
+            InputError: It is none, or zero.
+        """
+        seconds = self.seconds(name)
+        if seconds is not None and seconds <= 0:
+            raise InputError(f"{_flag(name)} is a time from now on, so it is more than 0; nothing was sent")
+        return seconds
+
     def submission(
         self, profile: profiles.Profile, *, sync: bool, cell: str | None
     ) -> tuple[str, Submission]:
@@ -78,13 +93,16 @@ class Arguments:
             InputError: There is nothing to send, or it cannot be sent so.
         """
         options, body = self._options, self._body()
+        parameters = self._parameters()
+        if body.is_text:
+            _refuse_two_prompts(profile, parameters)
         whole = JobRequest.from_json({"input": None, **(body.request or {})})
         return body.kind, Submission(
-            input=profile.place(body.value, body.is_text, self._sampling(), self._parameters()),
+            input=profile.place(body.value, body.is_text, self._sampling(), parameters),
             sync=sync,
             policy=ExecutionPolicy(
-                execution_timeout=self.seconds("exec_timeout") or whole.policy.execution_timeout,
-                ttl=self.seconds("ttl") or whole.policy.ttl,
+                execution_timeout=self.limit("exec_timeout") or whole.policy.execution_timeout,
+                ttl=self.limit("ttl") or whole.policy.ttl,
                 low_priority=options.low_priority or whole.policy.low_priority,
             ),
             webhook=self.text("webhook") or whole.webhook,
@@ -143,6 +161,23 @@ class Arguments:
         try:
             return kind(text)
         except ValueError:
-            flag = "-t" if name == "temperature" else "--" + name.replace("_", "-")
             what = "a whole number" if kind is int else "a number"
-            raise InputError(f"{flag} takes {what}, not '{text[:40]}'") from None
+            raise InputError(f"{_flag(name)} takes {what}, not '{text[:40]}'") from None
+
+
+def _flag(name: str) -> str:
+    return "-t" if name == "temperature" else "--" + name.replace("_", "-")
+
+
+def _refuse_two_prompts(profile: profiles.Profile, parameters: Mapping[str, Any]) -> None:
+    """Refuse a `-p` that takes the place of the text: one of the two would be lost without a word."""
+    place = profile.prompt or profile.messages
+    if place is None:
+        return
+    name = place.rpartition(".")[2]
+    given = parameters
+    for parent in place.split(".")[:-1]:
+        nested = given.get(parent)
+        given = nested if isinstance(nested, Mapping) else given
+    if name in given:
+        raise InputError(f"the text is the {name}, and -p {name}=... is another; give one of them")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,14 @@ class JobCells:
 
     # ------------------------------------------------------------------ show
 
+    def get_ready(self, *, is_quiet: bool) -> None:
+        """Import what `show` needs: from a job's submission until it is waited for nothing may be slow."""
+        if self._has_strip(is_quiet):
+            from notebook_ext.widgets import job  # noqa: F401 - brings ipywidgets; it is the import that counts
+
+    def _has_strip(self, is_quiet: bool) -> bool:
+        return self._front_end.has_widgets and not self._front_end.is_headless and not is_quiet
+
     def show(
         self,
         handle: JobHandle,
@@ -56,6 +65,7 @@ class JobCells:
             is_quiet: Whether only errors are shown.
         """
         front_end = self._front_end
+        decoder = profiles.get(handle.profile).decoder()
         cell: Any = front_end.cell()
         is_live = not front_end.is_headless
         strip = None
@@ -63,8 +73,8 @@ class JobCells:
             from notebook_ext.widgets.output import WidgetCell
 
             cell = WidgetCell(cell)
-        if is_live and front_end.has_widgets and not is_quiet:
-            from notebook_ext.widgets.job import JobStrip  # brings ipywidgets; the request is on its way
+        if self._has_strip(is_quiet):
+            from notebook_ext.widgets.job import JobStrip
 
             strip = JobStrip(
                 f"@{handle.number} {handle.endpoint}",
@@ -74,7 +84,7 @@ class JobCells:
             front_end.let_through(strip.buttons)
         view = JobView(
             handle,
-            profiles.get(handle.profile).decoder(),
+            decoder,
             job_display(cell, self._session.loop.loop, strip=strip, owns_cell=owns_cell, is_live=is_live),
             strip=strip,
             output_format=output_format,
@@ -120,12 +130,15 @@ class JobCells:
 
         Raises:
             JobError: It ended badly.
+            EndpointError: It could not be drawn.
             WaitTimeout: It did not end in time.
             KeyboardInterrupt: The stop button; its text says what became of the job.
         """
         self._wait([view.handle], [view.finished], timeout=timeout, cancels=cancels)
         if view.handle.error is not None:
             raise view.handle.error
+        if view.error is not None:
+            raise view.error
 
     def wait_for_all(self, handles: Sequence[JobHandle], *, timeout: float | None, cancels: bool) -> None:
         """Wait until jobs have ended, however they ended; errors as in `wait`."""
@@ -135,7 +148,14 @@ class JobCells:
         """Let a `--bg` job go on without its cell, except where its later output would be lost.
 
         In a headless run it is waited for at the end of its own cell.
+
+        Raises:
+            KeyboardInterrupt: The stop button, since the job was submitted.
         """
+        try:
+            self._front_end.wait(lambda: True)
+        except KeyboardInterrupt:
+            raise _interrupt(self._stop_or_detach([view.handle], [], cancels=cancels)) from None
         if self._front_end.is_headless:
             self._front_end.at_end_of_cell(lambda: self._waited(view, timeout, cancels))
         elif timeout is not None:
@@ -147,9 +167,21 @@ class JobCells:
             ).start()
 
     def stop(self, handles: Sequence[JobHandle]) -> list[Stopped]:
-        """Stop remote jobs together, and wait until each is confirmed or given up."""
-        stopping = [self._session.stop(handle) for handle in handles]
-        self._front_end.wait(lambda: all(future.done() for future in stopping))
+        """Stop remote jobs together, and wait until each is confirmed or given up.
+
+        Raises:
+            KeyboardInterrupt: The stop button; they are being stopped all the same.
+        """
+        with self._front_end.stop_button_held():
+            stopping = [self._session.stop(handle) for handle in handles]
+            try:
+                self._front_end.wait(lambda: all(future.done() for future in stopping))
+            except KeyboardInterrupt:
+                fates = (
+                    f"@{handle.number}: stopping was interrupted; its state is not confirmed"
+                    for handle in handles
+                )
+                raise _interrupt("; ".join(fates)) from None
         return [future.result() for future in stopping]
 
     def _wait(
@@ -166,11 +198,7 @@ class JobCells:
         try:
             done = self._front_end.wait(finished[0] if finished else over, timeout)
         except KeyboardInterrupt:
-            fate = self._stop_or_detach(handles, finished, cancels=cancels)
-            interrupt = KeyboardInterrupt(fate)
-            # IPython asks an exception how it wants to be drawn; a traceback of ours helps nobody
-            interrupt._render_traceback_ = lambda: [f"KeyboardInterrupt: {fate}"]  # type: ignore[attr-defined]
-            raise interrupt from None
+            raise _interrupt(self._stop_or_detach(handles, finished, cancels=cancels)) from None
         if not done:
             fate = self._stop_or_detach(handles, finished, cancels=cancels)
             raise WaitTimeout(
@@ -181,11 +209,12 @@ class JobCells:
         self, handles: Sequence[JobHandle], finished: Sequence[Finished], *, cancels: bool
     ) -> str:
         """What the stop button and a timeout do; returns what became of the jobs, in words."""
-        running = [handle for handle in handles if not handle.done]
+        running = [handle for handle in handles if not handle.is_over]
         if not cancels:
             return "; ".join(f"@{handle.number} goes on" for handle in running) or "it had just ended"
         stopped = self.stop(running)
-        self._front_end.wait(lambda: all(future.done() for future in finished), 2.0)
+        with contextlib.suppress(KeyboardInterrupt):  # they have stopped: only their end is not drawn yet
+            self._front_end.wait(lambda: all(future.done() for future in finished), 2.0)
         return "; ".join(map(str, stopped)) or "it had just ended"
 
     def _waited(self, view: JobView, timeout: float | None, cancels: bool) -> BaseException | None:
@@ -204,3 +233,11 @@ class JobCells:
             view.handle.notes.append(f"--timeout {timeout:g} s is over")
             if cancels:
                 view.handle.cancel_soon()
+
+
+def _interrupt(fate: str) -> KeyboardInterrupt:
+    """What the stop button raises; its text says what became of the jobs."""
+    interrupt = KeyboardInterrupt(fate)
+    # IPython asks an exception how it wants to be drawn; a traceback of ours helps nobody
+    interrupt._render_traceback_ = lambda: [f"KeyboardInterrupt: {fate}"]  # type: ignore[attr-defined]
+    return interrupt

@@ -16,8 +16,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from notebook_ext import protocol, providers
-from notebook_ext.errors import InputError, JobLost, NotFoundError, ProtocolError, WaitTimeout, job_error
-from notebook_ext.exchange import JOB_ID, REQUEST_TIMEOUT, Exchange
+from notebook_ext.errors import (
+    InputError,
+    JobError,
+    JobLost,
+    NotFoundError,
+    ProtocolError,
+    RequestTimeout,
+    WaitTimeout,
+    job_error,
+)
+from notebook_ext.exchange import HOLD_MARGIN, JOB_ID, REQUEST_TIMEOUT, Exchange
 from notebook_ext.following import Following, differs
 from notebook_ext.limits import Limits
 from notebook_ext.protocol import JobRequest, Operation
@@ -36,6 +45,8 @@ SYNC_HOLD = 30.0
 """Seconds that the server may hold one `/status-sync`; below the 60 s at which proxies cut."""
 SHORTEST_HOLD, LONGEST_HOLD = 1.0, 300.0
 """Seconds: the documented range of `wait` (Runpod)."""
+ANSWER_MARGIN = 2.0
+"""Seconds beyond a caller's own timeout that an answer may take: it names the job, or its end."""
 
 
 class Endpoint:
@@ -47,6 +58,8 @@ class Endpoint:
         api_key: The key, or a function that returns it whenever a request is built. None looks
             where the notebook looks: the provider's environment variable, then the keyring.
         limits: Shared by everything that calls the same endpoint; None makes one of its own.
+        name: What messages call it; a key that was remembered for this name comes first. None
+            means its id.
 
     Raises:
         ConfigurationError: No such provider, or a base URL that a key must not be sent to.
@@ -59,12 +72,16 @@ class Endpoint:
         api_key: str | Callable[[], str | None] | None = None,
         *,
         limits: Limits | None = None,
+        name: str | None = None,
     ) -> None:
         if not re.fullmatch(r"[\w.-]+", id):
             raise InputError(f"{id!r} is not an endpoint id: letters, digits, '-', '_' and '.' only")
         self.id = id
+        self.name = name or id
         self.provider = providers.resolve(provider)
-        self._exchange = Exchange(self.id, self.provider, api_key, limits or Limits(self.provider.limits))
+        self._exchange = Exchange(
+            self.id, self.provider, api_key, limits or Limits(self.provider.limits), name
+        )
 
     def __repr__(self) -> str:
         return f"Endpoint({self.id!r}, provider={self.provider.name!r})"
@@ -136,12 +153,14 @@ class Endpoint:
             s3_config: Bucket credentials handed to the worker.
             wait: Seconds that the server may hold the first answer (1 to 300); the id is not
                 known before it comes, so a short one can be cancelled sooner.
-            timeout: Seconds to wait for the result. None waits until the job is final.
+            timeout: Seconds to wait for the result; an answer that is late may take two more.
+                None waits until the job is final.
 
         Raises:
             JobError: It ended in anything but COMPLETED.
             WaitTimeout: Not final within `timeout`; it goes on, and `job_id` names it.
             AnswerLost: The first answer was lost: the job may run, its id unknown.
+                RequestTimeout is the case in which none came in time.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         job = await self.start_sync(
@@ -151,17 +170,24 @@ class Endpoint:
             webhook_v2=webhook_v2,
             s3_config=s3_config,
             wait=wait if timeout is None else min(wait, timeout),
+            timeout=timeout,
         )
         while not job.status.is_final:
             left = SYNC_HOLD if deadline is None else deadline - time.monotonic()
             if left <= 0:
                 raise WaitTimeout(
-                    f"job {job.id} on {self.id} was still {job.status} after {timeout:g} s; it goes on: "
+                    f"job {job.id} on {self.name} was still {job.status} after {timeout:g} s; it goes on: "
                     f"ask for its status, or cancel it",
                     job_id=job.id,
                 )
-            job = await self.status_sync(job.id, wait=min(SYNC_HOLD, left))
-        if (error := job_error(job)) is not None:
+            try:
+                async with asyncio.timeout(None if deadline is None else left + ANSWER_MARGIN):
+                    job = await self.status_sync(job.id, wait=min(SYNC_HOLD, left))
+            except RequestTimeout:
+                raise
+            except TimeoutError:
+                continue  # the deadline has passed, and the loop says so
+        if (error := self._error(job)) is not None:
             raise error
         return job
 
@@ -174,10 +200,12 @@ class Endpoint:
         webhook_v2: str | None = None,
         s3_config: Mapping[str, Any] | None = None,
         wait: float = SYNC_HOLD,
+        timeout: float | None = None,
     ) -> Job:
         """One `/runsync` round: the job as it is after at most `wait` seconds, final or not.
 
-        Args and errors are those of `run_sync`.
+        Args and errors are those of `run_sync`; `timeout` is the caller's, beyond which an answer
+        is not waited for much longer.
         """
         request = self._request(input, policy, webhook, webhook_v2, s3_config)
         hold = _clamped(wait)
@@ -185,6 +213,7 @@ class Endpoint:
             Operation.RUNSYNC,
             body=request.to_json(self.provider.dialect, queued=False),
             hold=hold,
+            timeout=None if timeout is None else min(hold + HOLD_MARGIN, max(hold, timeout) + ANSWER_MARGIN),
         )
         return self._submitted_job(answer)
 
@@ -246,7 +275,7 @@ class Endpoint:
                     yield event
                 else:
                     final = event
-        if final is not None and (error := job_error(final)) is not None:
+        if final is not None and (error := self._error(final)) is not None:
             raise error
 
     async def follow(self, job_id: str, *, hold: float = STREAM_HOLD) -> AsyncGenerator[StreamChunk | Job]:
@@ -360,10 +389,10 @@ class Endpoint:
         job = protocol.read_job(answer, endpoint=self.id, dialect=self.provider.dialect)
         if not job.id and not job.status.is_final:
             raise ProtocolError(
-                f"{self.id} took the job ({job.status}) but answered without an id; it may run"
+                f"{self.name} took the job ({job.status}) but answered without an id; it may run"
             )
         if job.id and not JOB_ID.fullmatch(job.id):
-            raise ProtocolError(f"{self.id} took the job, but {job.id[:40]!r} cannot be its id; it may run")
+            raise ProtocolError(f"{self.name} took the job, but {job.id[:40]!r} cannot be its id; it may run")
         self._exchange.submitted(job.id)
         return job
 
@@ -377,9 +406,12 @@ class Endpoint:
     def _following(self, job_id: str, hold: float, *, look: bool) -> AsyncGenerator[StreamChunk | Job]:
         return Following(self, job_id, hold=hold, look=look).events()
 
+    def _error(self, job: Job) -> JobError | None:
+        return job_error(job, f"job {job.id} on {self.name}")
+
     def _lost(self, job_id: str) -> JobLost:
         job = Job(id=job_id, endpoint=self.id, status=JobStatus.LOST, seen_at=time.time())
-        error = job_error(job)
+        error = self._error(job)
         assert isinstance(error, JobLost)  # LOST has no other error
         return error
 

@@ -10,22 +10,34 @@ import contextlib
 import difflib
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from notebook_ext.errors import ConfigurationError
-from notebook_ext.keys import Key, find_key, forget_keys, looks_like_key, remember_key, require_key
+from notebook_ext.keys import (
+    Key,
+    doubt_keyring,
+    find_key,
+    find_or_require,
+    forget_keys,
+    looks_like_key,
+    remember_key,
+    require_key,
+)
 from notebook_ext.providers import PROVIDERS, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
 __all__ = [
     "Config",
     "Key",
     "SavedEndpoint",
+    "doubt_keyring",
     "find_key",
+    "find_or_require",
     "forget_keys",
     "looks_like_key",
     "remember_key",
@@ -39,7 +51,13 @@ FOLDER_VARIABLE = "NOTEBOOK_EXT_CONFIG"
 
 _NAME = re.compile(r"[A-Za-z_][\w.-]*", re.ASCII)
 _ENDPOINT_ID = re.compile(r"(?!\.+\Z)[A-Za-z0-9_.~-]+")
-_VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+# In one case only: a key in its place has both. What would be left is for `looks_like_key`.
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*|[a-z_][a-z0-9_]*")
+
+LOCK_PATIENCE = 2.0
+"""Seconds to wait for another kernel that is saving just now."""
+LOCK_STALE = 10.0
+"""Seconds after which a lock is taken for one that a crash left behind."""
 
 
 # ---------------------------------------------------------------------------------- endpoints
@@ -52,7 +70,7 @@ class SavedEndpoint:
     Args:
         name: Letters, digits, `_`, `.`, `-`; not beginning with a digit.
         endpoint_id: The provider's id for it.
-        provider: A provider's name, or a base URL.
+        provider: A provider's name, or a base URL; the URL of a known one becomes its name.
         profile: How its input and its output are laid out.
         key_variable: The environment variable with its key; None means the provider's.
         rate: Dollars per second of running time; None where it is not known.
@@ -69,7 +87,8 @@ class SavedEndpoint:
     rate: float | None = None
 
     def __post_init__(self) -> None:
-        if looks_like_key(self.endpoint_id) or looks_like_key(self.name):
+        texts = (self.name, self.endpoint_id, self.provider, self.profile, self.key_variable or "")
+        if any(map(looks_like_key, texts)):
             raise ConfigurationError(
                 "that looks like a key, and keys are never saved here; give the endpoint's id, "
                 "and the key with `%endpoint login NAME`."
@@ -88,7 +107,14 @@ class SavedEndpoint:
             )
         if self.rate is not None and not 0 <= self.rate < float("inf"):
             raise ConfigurationError(f"{self.name}: the rate is in dollars per second, 0 or more.")
-        resolve(self.provider)
+        object.__setattr__(self, "provider", _known_name(self.provider))
+
+
+def _known_name(text: str) -> str:
+    """The name of a provider that is known by name; else its base URL."""
+    provider = resolve(text)
+    is_known = provider.name in PROVIDERS and resolve(provider.name) == provider
+    return provider.name if is_known else provider.base_url
 
 
 class Config:
@@ -159,11 +185,10 @@ class Config:
                     f"{found} has an endpoint '{endpoint.name}' too, and it would hide this one; "
                     f"save it there (--project), or forget that one first."
                 )
-        document = _load(path)
-        entry = {**_table(document).get(endpoint.name, {}), **_entry(endpoint)}
-        kept = {key: value for key, value in entry.items() if value is not None}
-        document["endpoints"] = {**_table(document), endpoint.name: kept}
-        _store(path, document)
+        with _changing(path) as document:
+            entry = {**_table(document).get(endpoint.name, {}), **_entry(endpoint)}
+            kept = {key: value for key, value in entry.items() if value is not None}
+            document["endpoints"] = {**_table(document), endpoint.name: kept}
         return path
 
     def forget(self, name: str) -> Path:
@@ -173,11 +198,10 @@ class Config:
             ConfigurationError: There is no such name.
         """
         path = self._file_of(name)
-        document = _load(path)
-        del document["endpoints"][name]
-        if document.get("default") == name:
-            del document["default"]
-        _store(path, document)
+        with _changing(path) as document:
+            _table(document).pop(name, None)  # another kernel may have been faster
+            if document.get("default") == name:
+                del document["default"]
         return path
 
     def use(self, name: str) -> Path:
@@ -188,7 +212,8 @@ class Config:
         """
         home = self._file_of(name)
         path = next((path for path in self._files() if path == home or "default" in _load(path)), home)
-        _store(path, {**_load(path), "default": name})
+        with _changing(path) as document:
+            document["default"] = name
         return path
 
     def _files(self) -> list[Path]:
@@ -290,7 +315,7 @@ def _read_endpoint(path: Path, name: str, entry: Any) -> SavedEndpoint:
         "key_variable": (str,),
         "rate": (int, float),
     }
-    where = f"{path}, endpoint '{name[:60]}'"
+    where = f"{path}, endpoint '{'...' if looks_like_key(name) else name[:60]}'"
     if not isinstance(entry, dict) or "id" not in entry or "provider" not in entry:
         raise ConfigurationError(f"{where}: it needs an 'id' and a 'provider'.")
     for key, kind in kinds.items():
@@ -319,6 +344,49 @@ def _refuse_lending(endpoint: SavedEndpoint, path: Path) -> None:
             f"project's file may not send it to {provider.base_url}; save the endpoint in your own file "
             "(without --project)."
         )
+
+
+@contextlib.contextmanager
+def _changing(path: Path) -> Iterator[dict[str, Any]]:
+    """The file's document, to be changed; what is changed is stored, unless something raises."""
+    with _locked(path):
+        document = _load(path)
+        yield document
+        _store(path, document)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One at a time from reading to writing; a file beside it is a lock that every file system has."""
+    target = path.resolve()
+    lock = target.with_name(f".{target.name}.lock")
+    deadline = time.monotonic() + LOCK_PATIENCE
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        while not _taken(lock):
+            if time.monotonic() > deadline:
+                raise ConfigurationError(
+                    f"{path} is being changed by another program; nothing was saved. Try again, or remove "
+                    f"{lock} where there is none."
+                )
+            time.sleep(0.005)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}; nothing was saved.") from None
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _taken(lock: Path) -> bool:
+    try:
+        lock.touch(exist_ok=False)
+    except FileExistsError:
+        with contextlib.suppress(FileNotFoundError):  # it has just been given back
+            if time.time() - lock.stat().st_mtime > LOCK_STALE:
+                lock.unlink()
+        return False
+    return True
 
 
 def _store(path: Path, document: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from notebook_ext.types import StreamChunk
+from notebook_ext.types import StreamChunk, whole, whole_text
 
 __all__ = ["Decoder", "Final", "OpenAIDecoder"]
 
@@ -127,6 +127,7 @@ class OpenAIDecoder(Decoder):
         self._quoting = False
         self._events: _Events | None = None
         self._undecided = ""
+        self._half = ""
 
     def _read(self, value: Any) -> str:
         if isinstance(value, str):
@@ -151,7 +152,7 @@ class OpenAIDecoder(Decoder):
     def _read_rest(self) -> None:
         for event in self._events.close() if self._events else ():
             self._event(event)
-        self._say(self._undecided)
+        self._say(whole_text(self._half) + self._undecided)
 
     def _answer(self) -> str:
         return "".join(self._said)
@@ -192,7 +193,15 @@ class OpenAIDecoder(Decoder):
             self._only_text = False
         thought = said.get("reasoning_content") or said.get("reasoning")
         spoken = said.get("content") or choice.get("text") or choice.get("tokens")
-        return self._think(_joined(thought)) + self._say(_joined(spoken))
+        return self._think(self._rejoined(_joined(thought))) + self._say(self._rejoined(_joined(spoken)))
+
+    def _rejoined(self, text: str) -> str:
+        """The text with its characters whole; half a one at its end waits for the other half."""
+        if not text:
+            return ""
+        text = self._half + text
+        self._half = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""
+        return whole_text(text.removesuffix(self._half))
 
     def _think(self, text: str) -> str:
         if not text:
@@ -260,12 +269,12 @@ def _joined(value: Any) -> str:
 def _error_text(error: Any) -> str:
     if isinstance(error, Mapping) and error.get("message"):
         error = error["message"]
-    return error if isinstance(error, str) else _compact(error)
+    return whole_text(error) if isinstance(error, str) else _compact(error)
 
 
 def _compact(value: Any) -> str:
     try:
-        return json.dumps(_shortened(value), ensure_ascii=False, default=str)
+        return json.dumps(_shortened(whole(value)), ensure_ascii=False, default=str)
     except RecursionError:
         return "[...]"
 

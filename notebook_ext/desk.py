@@ -151,7 +151,7 @@ class PromptDesk:
         """Stop the job at its endpoint; the panel is told when that is confirmed, or cannot be."""
         if self._handle is None:
             self._is_cancelled = True
-        elif not self._handle.done:
+        elif not self._handle.is_over:
             self._session.stop(self._handle).add_done_callback(self._stopped)
 
     # ------------------------------------------------------------------ what comes of it

@@ -38,6 +38,10 @@ LONG_TEXT = 64_000
 """Characters from which the blocks are left as they are: drawing 200 KB at once takes seconds."""
 
 
+NOTHING: Bundle = {"text/html": "<span></span>", "text/plain": ""}
+"""What takes a strip's place when it is gone: an output cannot be removed, and text has a line's height."""
+
+
 class Output(Protocol):
     """Where bundles go: `cell.Cell`, or widgets that stand in for it."""
 
@@ -278,16 +282,17 @@ class LiveMarkdown:
     def finish(self) -> None:
         """Draw the rest for good; nothing is drawn later."""
         self._unschedule()
-        self._tail.settle(self._blocks.tail)  # the newest first: it is what the reader waits for
-        if self._open is not None:
-            self._open.settle(self._open.text)
+        tail, opened = self._blocks.tail, self._open
         self._blocks, self._open = MarkdownBlocks(), None
+        self._tail.settle(tail)  # the newest first: it is what the reader waits for
+        if opened is not None:
+            opened.settle(opened.text)
 
     def stop(self) -> None:
         """Draw what is pending, and nothing more: all of it is about to be replaced."""
-        self._tail.draw(self._blocks.tail)
         self._unschedule()
-        self._blocks = MarkdownBlocks()
+        tail, self._blocks = self._blocks.tail, MarkdownBlocks()
+        self._tail.draw(tail)
 
     def _unschedule(self) -> None:
         if self._timer is not None:
@@ -385,9 +390,9 @@ class JobDisplay:
         """Replace what is live by what will be saved; a second call does nothing.
 
         A cell of its own is cleared and gets the text in one piece, the bundles, and the footer
-        last. Otherwise, and where the text is long, the text stays in its blocks and the footer
-        takes the strip's place above it, so that nothing moves; a long text in a cell of its own
-        has the footer below it, too.
+        last. Otherwise, and where the text is long, the text stays in its blocks, and the bundles
+        and the footer come below it. Where a text is long the footer is above it too, in the
+        strip's place: there the reader is.
 
         Args:
             bundles: What is shown after the text that was added: pictures, tables.
@@ -396,6 +401,17 @@ class JobDisplay:
         if self._is_finished:
             return
         self._is_finished = True
+        try:
+            self._show_end(bundles, footer)
+        except Exception:
+            self._pieces.clear()  # what cannot be shown must not hide how the job ended
+            self._show_end(bundles, footer)
+            raise
+        finally:
+            if self._strip is not None:
+                self._strip.close()
+
+    def _show_end(self, bundles: Sequence[Bundle], footer: Bundle | None) -> None:
         text = "".join(self._pieces)
         if not self._is_live:
             self._show_all(text, bundles, footer)
@@ -404,25 +420,24 @@ class JobDisplay:
             self._cell.clear()
             self._show_all(text, bundles, footer)
         else:
-            self._finish_in_place(bundles, footer)
-        if self._strip is not None:
-            self._strip.close()
+            self._finish_in_place(bundles, footer, is_long=len(text) > LONG_TEXT)
 
     def _show_all(self, text: str, bundles: Sequence[Bundle], footer: Bundle | None) -> None:
         parts = [render.markdown(text)] if text.strip() else []
         shown = [*parts, *bundles, *([footer] if footer else [])]
         if not shown and self._is_live:
-            shown = [{"text/plain": ""}]  # the cell is cleared when something comes
+            shown = [NOTHING]  # the cell is cleared when something comes
         for bundle in shown:
             self._cell.show(bundle)
 
-    def _finish_in_place(self, bundles: Sequence[Bundle], footer: Bundle | None) -> None:
+    def _finish_in_place(self, bundles: Sequence[Bundle], footer: Bundle | None, *, is_long: bool) -> None:
         self._live.finish()
         for bundle in bundles:
             self._cell.show(bundle)
         if self._strip is not None:
-            self._cell.show(footer or {"text/plain": ""}, display_id=self._strip_id, update=True)
-        if footer is not None and (self._owns_cell or self._strip is None):
+            above = footer if footer is not None and is_long else NOTHING
+            self._cell.show(above, display_id=self._strip_id, update=True)
+        if footer is not None:
             self._cell.show(footer)
 
 

@@ -35,6 +35,7 @@ from notebook_ext.errors import (
     TransportError,
 )
 from notebook_ext.protocol import Operation
+from notebook_ext.types import whole_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from notebook_ext.limits import Limits
     from notebook_ext.providers import Provider
 
-__all__ = ["JOB_ID", "REQUEST_TIMEOUT", "Exchange"]
+__all__ = ["HOLD_MARGIN", "JOB_ID", "REQUEST_TIMEOUT", "Exchange"]
 
 JOB_ID = re.compile(r"[\w.-]+", re.ASCII)
 """Ids are opaque, but they stand in a path."""
@@ -91,6 +92,8 @@ class Exchange:
         provider: Where it is and how it is asked.
         api_key: The key, a function that gives it, or None for where `config` finds it.
         limits: What may be in flight.
+        name: The name under which a person knows it: for messages, and for its own key. None
+            means the id.
     """
 
     def __init__(
@@ -99,15 +102,17 @@ class Exchange:
         provider: Provider,
         api_key: str | Callable[[], str | None] | None,
         limits: Limits,
+        name: str | None = None,
     ) -> None:
         self.endpoint = endpoint
+        self.name = name or endpoint
+        self._saved_name = name
         self.provider = provider
         self._api_key = api_key
         self._limits = limits
         self._client: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._submitted: dict[str, float] = {}
-        self._found: str | None = None
 
     async def aclose(self) -> None:
         client, self._client = self._client, None
@@ -127,7 +132,7 @@ class Exchange:
         *,
         body: Any = None,
         hold: float | None = None,
-        timeout: float = REQUEST_TIMEOUT,
+        timeout: float | None = None,
     ) -> Any:
         """Send one request, again where that is safe, and return the answer's JSON.
 
@@ -136,13 +141,13 @@ class Exchange:
             job_id: Of which job, where the operation is about one.
             body: JSON to send; None sends no body.
             hold: Seconds that the server may hold the answer; None sends no `wait`.
-            timeout: Seconds to wait for the answer, on top of the hold.
+            timeout: Seconds to wait for the answer. None means 30, or the hold and 15 more.
         """
         if job_id and not JOB_ID.fullmatch(job_id):
             raise InputError(f"{job_id!r} is not a job id")
         content = None if body is None else self._encode(operation, body)
-        if hold is not None:
-            timeout = hold + HOLD_MARGIN
+        if timeout is None:
+            timeout = REQUEST_TIMEOUT if hold is None else hold + HOLD_MARGIN
         if operation not in _SAFE_TO_REPEAT:
             return await self._send(operation, job_id, content, hold, timeout)
 
@@ -224,30 +229,26 @@ class Exchange:
             self._loop = loop
         elif self._loop is not loop:
             raise ConfigurationError(
-                f"endpoint {self.endpoint} belongs to the event loop that first used it; make another one "
+                f"endpoint {self.name} belongs to the event loop that first used it; make another one "
                 "for this loop"
             )
         return self._client
 
     async def _key(self) -> str | None:
-        """The key, read when a request is built; what a keyring gave is kept until it is refused."""
+        """The key, read whenever a request is built: it may have changed since the last one."""
         if isinstance(self._api_key, str):
             key: str | None = self._api_key
-        else:
-            if self._found is None:
-                # in a thread, because a keyring may take seconds to answer
-                self._found = await asyncio.to_thread(self._api_key or self._usual_key)
-            key = self._found
+        else:  # in a thread, because a keyring may take seconds to answer
+            key = await asyncio.to_thread(self._api_key or self._usual_key)
         if key and not re.fullmatch(r"[!-~]+", key):
             raise ConfigurationError(
-                f"the key for {self.endpoint} has characters that no key has (a line break, a blank, an "
+                f"the key for {self.name} has characters that no key has (a line break, a blank, an "
                 "accent): copy it again; nothing was sent"
             )
         return key
 
     def _usual_key(self) -> str | None:
-        find = config.find_key if self.provider.loopback else config.require_key
-        key = find(self.provider)
+        key = config.find_or_require(self.provider, name=self._saved_name)
         return key() if key is not None else None
 
     def _unreached(self, operation: Operation, job_id: str, error: Exception, after: float) -> TransportError:
@@ -285,7 +286,7 @@ class Exchange:
                 ) from None
         error = self._api_error(operation, job_id, what, response, key)
         if isinstance(error, AuthenticationError):
-            self._found = None
+            config.doubt_keyring()
         if isinstance(error, RateLimitError):
             self._limits.pause(operation, min(error.retry_after or 1.0, 60.0))
         raise error
@@ -304,9 +305,8 @@ class Exchange:
             )
         match code:
             case 401:
-                variable = self.provider.key_variable
-                where = f"check ${variable}, or `%endpoint login NAME`" if variable else "check the key"
-                return AuthenticationError(f"{what}: the key was refused (401){tail}; {where}", **known)
+                why = "the key was refused" if key else "it wants a key, and none was sent"
+                return AuthenticationError(f"{what}: {why} (401){tail}; {self._key_hint(key)}", **known)
             case 402 | 403:
                 return PermissionDenied(f"{what}: not allowed ({code}: credit or rights){tail}", **known)
             case 404 if job_id:
@@ -315,6 +315,13 @@ class Exchange:
                 return NotFoundError(
                     f"{what}: {self.provider.name} knows no endpoint {self.endpoint!r} (404){tail}; "
                     "check its id",
+                    **known,
+                )
+            case 421:
+                return APIError(
+                    f"{what}: the server does not answer for {self.provider.base_url} (421){tail}; is it "
+                    "reached through another host or port than its own? Start it with that port, or connect "
+                    "to the address that it names",
                     **known,
                 )
             case 429:
@@ -333,7 +340,13 @@ class Exchange:
         return APIError(f"{what}: the server answered {code}{tail}", **known)
 
     def _what(self, operation: Operation, job_id: str) -> str:
-        return f"{operation}{f' of job {job_id}' if job_id else ''} on {self.endpoint}"
+        return f"{operation}{f' of job {job_id}' if job_id else ''} on {self.name}"
+
+    def _key_hint(self, key: str | None) -> str:
+        variable = self.provider.key_variable
+        if not variable:
+            return "check the key" if key else "give it one"
+        return f"{'check' if key else 'set'} ${variable}, or `%endpoint login {self._saved_name or 'NAME'}`"
 
 
 def _fate(operation: Operation) -> str:
@@ -380,5 +393,5 @@ def _excerpt(response: httpx.Response, key: str | None, length: int = 200) -> st
         text = _TAGS.sub(" ", text)
     if key:
         text = text.replace(key, "[key]")
-    text = " ".join(text.split())
+    text = " ".join(whole_text(text).split())
     return text if len(text) <= length else text[: length - 3] + "..."

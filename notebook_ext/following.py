@@ -17,16 +17,22 @@ from notebook_ext.errors import (
     ProtocolError,
     RateLimitError,
     ServerError,
+    TransportError,
 )
 from notebook_ext.types import Job, JobStatus, StreamChunk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-__all__ = ["Following", "differs"]
+__all__ = ["TRANSIENT", "Following", "Patience", "differs"]
 
 MOST_FAILURES = 6
 """How many answers in a row may be lost before a job is no longer followed."""
+PATIENCE, LONGEST_REST = 300.0, 10.0
+"""Seconds without a connection (nothing is lost by that) before a job is no longer followed; the
+longest pause between two attempts."""
+TRANSIENT = (AnswerLost, ServerError, ProtocolError, ConnectionFailed, RateLimitError)
+"""Failures that may pass."""
 
 HELD = 0.25
 """Seconds from which on an answer counts as held by the server."""
@@ -46,6 +52,48 @@ class _Source(Protocol):
     ) -> tuple[JobStatus | None, list[StreamChunk]]: ...
 
 
+class Patience:
+    """Lets time pass after a failure, or gives up.
+
+    Args:
+        what: The job, in words.
+        job_id: The server's id.
+    """
+
+    def __init__(self, what: str, job_id: str) -> None:
+        self._what = what
+        self._job_id = job_id
+        self.renew()
+
+    def renew(self) -> None:
+        """A good answer came."""
+        self._losses = self._failures = 0
+        self._failing_since = time.monotonic()
+
+    async def after(self, error: EndpointError) -> None:
+        """Wait a little.
+
+        Raises:
+            AnswerLost: It was one answer too many that was lost.
+            TransportError: There has been no connection for too long; nothing was lost by that.
+        """
+        now = time.monotonic()
+        if not self._failures:
+            self._failing_since = now
+        self._failures += 1
+        is_loss = not isinstance(error, (ConnectionFailed, RateLimitError))
+        self._losses += is_loss
+        if self._losses >= MOST_FAILURES or now - self._failing_since >= PATIENCE:
+            raise (AnswerLost if self._losses else TransportError)(
+                f"following {self._what} failed {self._failures} times in a row; the last time: {error}. "
+                "The job itself may go on: attach to it again, or cancel it",
+                job_id=self._job_id,
+            ) from error
+        most = min(0.1 * 2 ** min(self._failures, 10), LONGEST_REST)
+        asked = error.retry_after if isinstance(error, RateLimitError) else None
+        await asyncio.sleep(asked or random.uniform(most / 2, most))  # noqa: S311 - jitter, not a secret
+
+
 class Following:
     """Follows one job over its stream.
 
@@ -56,19 +104,30 @@ class Following:
         look: Also look at the status now and then until the first chunk comes, and fetch the
             final snapshot; without it, only chunks are asked for, and the final snapshot only
             where the job ended in anything but COMPLETED.
+        first_index: How many chunks were seen before, by somebody who gave up.
+        has_gap: Whether answers were lost then.
     """
 
-    def __init__(self, endpoint: _Source, job_id: str, *, hold: float, look: bool) -> None:
+    def __init__(
+        self,
+        endpoint: _Source,
+        job_id: str,
+        *,
+        hold: float,
+        look: bool,
+        first_index: int = 0,
+        has_gap: bool = False,
+    ) -> None:
         self._endpoint = endpoint
         self._job_id = job_id
         self._hold = hold
         self._look = look
         self._status: JobStatus | None = None
         self._last: Job | None = None
-        self._seen = 0
-        self._lost = 0
+        self._seen = first_index
+        self._lost = int(has_gap)
         self._held: list[StreamChunk] = []  # what came after a gap: only the aggregate knows its place
-        self._failures = 0
+        self._patience = Patience(f"job {job_id} on {endpoint.id}", job_id)
         self._idle_since = self._quiet_since = time.monotonic()
 
     async def events(self) -> AsyncGenerator[StreamChunk | Job]:
@@ -84,7 +143,7 @@ class Following:
                     yield event
             if not self._look and not self._lost and self._status is JobStatus.COMPLETED:
                 return
-            final = await self._endpoint.status(self._job_id)
+            final = await self._looked()
         except JobLost as error:
             yield error.job
             return
@@ -122,16 +181,13 @@ class Following:
             status, chunks = await self._endpoint.read_stream(
                 self._job_id, hold=self._hold, first_index=self._seen + len(self._held)
             )
-        except (AnswerLost, ServerError, ProtocolError) as error:
-            self._lost += 1
-            await self._recover(error)
-            return []
-        except (ConnectionFailed, RateLimitError) as error:  # nothing was drained
-            await self._recover(error)
+        except TRANSIENT as error:
+            self._lost += not isinstance(error, (ConnectionFailed, RateLimitError))  # they drain nothing
+            await self._patience.after(error)
             return []
         except JobLost:  # perhaps only its stream is unknown: not every job has one
-            status, chunks = (await self._endpoint.status(self._job_id)).status, []
-        self._failures = 0
+            status, chunks = (await self._looked()).status, []
+        self._patience.renew()
         if status is None:  # the documentation's own example is a list without a status: ask for it
             with contextlib.suppress(EndpointError):  # the chunks are not to be lost with it
                 status = (await self._endpoint.status(self._job_id)).status
@@ -155,18 +211,13 @@ class Following:
                 return (await self._endpoint.status(self._job_id)).status
         return status
 
-    async def _recover(self, error: EndpointError) -> None:
-        """Let some time pass after a failure, or give up after too many in a row."""
-        self._failures += 1
-        if self._failures >= MOST_FAILURES:
-            raise AnswerLost(
-                f"following job {self._job_id} on {self._endpoint.id} failed {self._failures} times in "
-                f"a row; the last time: {error}. The job itself may go on: attach to it again, or cancel it",
-                job_id=self._job_id,
-            ) from error
-        most = min(0.1 * 2**self._failures, 5.0)
-        asked = error.retry_after if isinstance(error, RateLimitError) else None
-        await asyncio.sleep(asked or random.uniform(most / 2, most))  # noqa: S311 - jitter, not a secret
+    async def _looked(self) -> Job:
+        """How the job stands, as soon as the server can be asked."""
+        while True:
+            try:
+                return await self._endpoint.status(self._job_id)
+            except TRANSIENT as error:
+                await self._patience.after(error)
 
     async def _pause(self, took: float, chunks: list[StreamChunk]) -> None:
         """Not at all where the server holds or chunks come; else the longer, the longer nothing has come."""

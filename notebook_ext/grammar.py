@@ -6,6 +6,7 @@ Pure: no IPython, no I/O. `verbs` does what is read here.
 from __future__ import annotations
 
 import difflib
+import keyword
 import re
 import shlex
 from dataclasses import dataclass, field
@@ -81,8 +82,14 @@ def parse(line: str, body: str | None = None, *, endpoints: Iterable[str] = ()) 
     if body is not None and verb.prompts:
         more, body = prompts.option_lines(body)
         tokens = [*tokens, *more]
+    if any(token in ("-h", "--help") for token in tokens):
+        topic = [] if tokens == words(head) and len(tokens) == 1 else [verb.name]
+        return Command(VERBS["help"], VERBS["help"].parser.read(topic))
     _refuse_contradictions(verb, prompt, assign, body)
-    return Command(verb, verb.parser.read(tokens), prompt, assign, body)
+    arguments = verb.parser.read(tokens)
+    for name in (assign, getattr(arguments, "out", None)):
+        _refuse_bad_name(name)
+    return Command(verb, arguments, prompt, assign, body)
 
 
 def find_verb(tokens: list[str], endpoints: Iterable[str]) -> tuple[Verb, list[str]]:
@@ -112,6 +119,11 @@ def _refuse_contradictions(verb: Verb, prompt: str | None, assign: str | None, b
         )
     if assign is not None and verb.name not in ("run", "runsync", "result"):
         raise InputError(f"{assign} << takes a result, and %endpoint {verb.name} gives none")
+
+
+def _refuse_bad_name(name: str | None) -> None:
+    if name is not None and (not name.isidentifier() or keyword.iskeyword(name)):
+        raise InputError(f"'{name[:40]}' cannot be a variable's name; nothing was sent")
 
 
 def _unknown_word(word: str, endpoints: Iterable[str]) -> InputError:
@@ -182,7 +194,7 @@ def overview() -> str:
             "",
             "Without a verb: run. Without a target: the default endpoint, at first `demo`,",
             "which needs no account.",
-            "`%endpoint help VERB` shows one verb with an example.",
+            "`%endpoint help VERB`, or a verb with -h, shows one verb with an example.",
         ]
     )
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
-import threading
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from notebook_ext.errors import ConfigurationError, EndpointError, InputError, WaitTimeout
 from notebook_ext.types import Health, Job, JobStatus, StreamChunk
@@ -19,6 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["Ended", "Event", "JobHandle", "Stopped"]
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_RETRIABLE = frozenset({JobStatus.FAILED, JobStatus.TIMED_OUT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,9 @@ class Stopped:
     confirmed: bool
     error: EndpointError | None = None
 
+    def __repr__(self) -> str:
+        return str(self)  # the last line of a cell is often `job.cancel()`
+
     def __str__(self) -> str:
         job = self.handle.job
         name = f"@{self.handle.number}"
@@ -79,6 +85,39 @@ class _Owner(Protocol):
 
     def retry(self, handle: JobHandle) -> None: ...
 
+    def on_loop(self, function: Callable[..., T], *arguments: Any) -> T: ...
+
+
+def _news() -> concurrent.futures.Future[None]:
+    """A future for many waiters: one that stops waiting does not cancel it for the others."""
+    future: concurrent.futures.Future[None] = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
+def _tell(future: concurrent.futures.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """What was seen of a job from its being queued to its end; a retry begins another one."""
+
+    started: float = field(default_factory=time.monotonic)
+    chunks: list[StreamChunk] = field(default_factory=list)
+    first_chunk: float | None = None
+    last_chunk: float | None = None
+    ended: Ended | None = None
+    done: concurrent.futures.Future[None] = field(default_factory=_news)
+    changed: concurrent.futures.Future[None] = field(default_factory=_news)
+    id_known: concurrent.futures.Future[None] = field(default_factory=_news)
+
+    def change(self) -> None:
+        """Wake whoever waits for anything new."""
+        changed, self.changed = self.changed, _news()
+        _tell(changed)
+
 
 class JobHandle:
     """A job that is being followed; sync, safe to use from any thread, and awaitable.
@@ -90,7 +129,8 @@ class JobHandle:
         input: What the worker receives.
         job: The newest snapshot.
         submitted_at: Seconds since the epoch.
-        was_stopped: Whether it was stopped from here, so that its end is no surprise.
+        served: Whether this session serves its endpoint, so that both end together.
+        was_stopped: Whether its cancel was sent from here, so that its end is no surprise.
         notes: What a reader of the result should know, such as text that may be missing.
     """
 
@@ -106,6 +146,7 @@ class JobHandle:
         job: Job,
         operation: str = "run",
         rate: float | None = None,
+        served: bool = False,
     ) -> None:
         self._owner = owner
         self.number = number
@@ -114,25 +155,13 @@ class JobHandle:
         self.input = input
         self.operation = operation
         self.rate = rate
+        self.served = served
         self.submitted_at = submitted_at
         self.job = job
         self.was_stopped = False
         self.notes: list[str] = []
-        self._lock = threading.RLock()  # a subscriber may end its own subscription
-        self._subscribers: list[Callable[[Event], None]] = []
-        self._begin()
-
-    def _begin(self) -> None:
-        """Set to the state before the first answer; a retry comes here again."""
-        self._started = time.monotonic()
-        self._chunks: list[StreamChunk] = []
-        self._first_chunk: float | None = None
-        self._last_chunk: float | None = None
-        self._health: Health | None = None
-        self._ended: Ended | None = None
-        self._done = _news()
-        self._changed = _news()
-        self._id_known = _news()
+        self._run = _Run()
+        self._subscribers: list[Callable[[Event], None]] = []  # changed and called on the loop thread alone
 
     def __repr__(self) -> str:
         return f"<JobHandle @{self.number} {self.endpoint} {self.status} {self.id or 'no id yet'}>"
@@ -151,8 +180,8 @@ class JobHandle:
 
     @property
     def done(self) -> bool:
-        """Whether nothing more will come: it is final, or could not be submitted or followed."""
-        return self._ended is not None
+        """Whether nothing more will come: it is over, or could no longer be followed."""
+        return self._run.ended is not None
 
     @property
     def never_submitted(self) -> bool:
@@ -160,9 +189,18 @@ class JobHandle:
         return self.done and not self.id and self.status is JobStatus.IN_QUEUE
 
     @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to follow or to stop.
+
+        A job that could no longer be followed is `done` and yet not over: it may still run.
+        """
+        is_unknown = self.done and not self.id and self.status is JobStatus.AMBIGUOUS
+        return self.status.is_final or self.never_submitted or is_unknown
+
+    @property
     def error(self) -> EndpointError | None:
         """Why it did not end well; None while it runs, and for a COMPLETED job."""
-        return self._ended.error if self._ended else None
+        return self._run.ended.error if self._run.ended else None
 
     @property
     def cost(self) -> float | None:
@@ -173,25 +211,26 @@ class JobHandle:
     @property
     def first_token(self) -> float | None:
         """Seconds from the end of its time in the queue to its first chunk, as seen from here."""
-        if self._first_chunk is None:
+        if self._run.first_chunk is None:
             return None
-        return max(0.0, self._first_chunk - self._started - (self.job.delay_time or 0.0))
+        return max(0.0, self._run.first_chunk - self._run.started - (self.job.delay_time or 0.0))
 
     @property
     def chunk_rate(self) -> float | None:
         """Chunks per second since the first one; None before the second."""
-        if self._first_chunk is None or self._last_chunk is None or self._last_chunk <= self._first_chunk:
+        run = self._run
+        if run.first_chunk is None or run.last_chunk is None or run.last_chunk <= run.first_chunk:
             return None
-        return (len(self._chunks) - 1) / (self._last_chunk - self._first_chunk)
+        return (len(run.chunks) - 1) / (run.last_chunk - run.first_chunk)
 
     @property
     def elapsed(self) -> float:
         """Seconds since it was submitted, as seen from here."""
-        return time.monotonic() - self._started
+        return time.monotonic() - self._run.started
 
     def streamed(self, first: int = 0) -> list[StreamChunk]:
         """What has come so far, from the chunk of that index on."""
-        return self._chunks[first:]
+        return self._run.chunks[first:]
 
     @property
     def value(self) -> Any:
@@ -201,9 +240,9 @@ class JobHandle:
         difference. None where there is none (yet).
         """
         output = self.job.output if self.job.has_output and self.job.status.is_final else None
-        if self._chunks:
+        if self._run.chunks:
             kept = output if isinstance(output, list) and output else None
-            values = kept if kept is not None else [chunk.output for chunk in self._chunks]
+            values = kept if kept is not None else [chunk.output for chunk in self._run.chunks]
             return "".join(values) if all(isinstance(value, str) for value in values) else values
         return output
 
@@ -221,7 +260,7 @@ class JobHandle:
         """
         if not self.done:
             self._check_session()
-            if not self._owner.wait_for(self._done, timeout):
+            if not self._owner.wait_for(self._run.done, timeout):
                 raise WaitTimeout(
                     f"@{self.number} on {self.endpoint} was still {self.status} after {timeout:g} s; it goes "
                     "on. Wait longer, or cancel it.",
@@ -247,7 +286,7 @@ class JobHandle:
         return self.value
 
     def __await__(self) -> Generator[Any, None, Any]:
-        yield from asyncio.wrap_future(self._done).__await__()
+        yield from asyncio.wrap_future(self._run.done).__await__()
         if self.error is not None:
             raise self.error
         return self.value
@@ -255,10 +294,12 @@ class JobHandle:
     def chunks(self) -> _Chunks:
         """Its chunks from the first, as they come; serves `for` and `async for`.
 
+        A loop that began before a retry ends with what the job was then.
+
         Raises:
             JobError: After the last chunk, where the job ended in anything but COMPLETED.
         """
-        return _Chunks(self)
+        return _Chunks(self, self._run)
 
     # ------------------------------------------------------------------ change
 
@@ -276,7 +317,7 @@ class JobHandle:
 
     def cancel_soon(self) -> None:
         """Stop the remote job without waiting here: what a button does."""
-        if not self.done and not self._owner.closed:
+        if not self.is_over and not self._owner.closed:
             self._owner.stop(self)
 
     def retry(self) -> JobHandle:
@@ -284,13 +325,9 @@ class JobHandle:
 
         Raises:
             InputError: It has not ended, or ended well.
+            EndpointError: The server did not take it; it is as it was.
         """
         self._check_session()
-        if self.status not in (JobStatus.FAILED, JobStatus.TIMED_OUT):
-            raise InputError(
-                f"@{self.number} is {self.status}: only a FAILED or TIMED_OUT job can be retried; "
-                "run it anew instead"
-            )
         self._owner.retry(self)
         return self
 
@@ -298,73 +335,105 @@ class JobHandle:
         """Call a function with every event, beginning with all that has been.
 
         Args:
-            subscriber: It is called here for what has been, and on the session's loop thread for
-                what comes, so it must be quick. If it raises there, it is logged and dropped.
+            subscriber: It is called on the session's loop thread, which does all the I/O: it must
+                be quick, and must not wait for anything of the session. If it raises while it is
+                told what has been, that is raised here; later, it is logged and dropped.
 
         Returns:
             A function that ends the subscription.
         """
-        with self._lock:
-            past: list[Event] = [self.job, *self._chunks, *([self._ended] if self._ended else [])]
-            for event in past:
-                subscriber(event)
-            if self._ended is None:
-                self._subscribers.append(subscriber)
+        self._on_loop(self._tell_all, subscriber)
+        return lambda: self._on_loop(self._drop, subscriber)
 
-        def unsubscribe() -> None:
-            with self._lock:
-                if subscriber in self._subscribers:
-                    self._subscribers.remove(subscriber)
+    def _on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
+        if self._owner.closed:
+            function(*arguments)  # nothing comes there any more
+        else:
+            self._owner.on_loop(function, *arguments)
 
-        return unsubscribe
+    def _tell_all(self, subscriber: Callable[[Event], None]) -> None:
+        run = self._run
+        past: list[Event] = [self.job, *run.chunks, *([run.ended] if run.ended else [])]
+        for event in past:
+            subscriber(event)
+        if run.ended is None:
+            self._subscribers.append(subscriber)
+
+    def _drop(self, subscriber: Callable[[Event], None]) -> None:
+        if subscriber in self._subscribers:
+            self._subscribers.remove(subscriber)
 
     # ------------------------------------------------------------------ the session's side
 
     def saw(self, event: Event) -> None:
         """Take an event in and pass it on; called by the session, on its loop thread."""
-        with self._lock:
-            if isinstance(event, Job):
-                self.job = event
-            elif isinstance(event, StreamChunk):
-                now = time.monotonic()
-                self._first_chunk = self._first_chunk or now
-                self._last_chunk = now
-                self._chunks.append(event)
-            elif isinstance(event, Ended):
-                self._ended = event
-            else:
-                self._health = event
-            for subscriber in list(self._subscribers):
-                try:
-                    subscriber(event)
-                except Exception:  # noqa: BLE001 - one bad view must not stop the job's watcher
-                    _log.exception("a subscriber of @%s failed and is dropped", self.number)
-                    if subscriber in self._subscribers:
-                        self._subscribers.remove(subscriber)
-            changed, self._changed = self._changed, _news()
-        changed.set_result(None)
-        if (self.job.id or isinstance(event, Ended)) and not self._id_known.done():
-            self._id_known.set_result(None)
-        if isinstance(event, Ended) and not self._done.done():
-            self._done.set_result(None)
-
-    def begin_again(self) -> None:
-        """Forget what was streamed, and how it ended: it was retried."""
-        with self._lock:
+        run = self._run
+        if isinstance(event, Job):
+            self.job = event
+        elif isinstance(event, StreamChunk):
+            run.last_chunk = time.monotonic()
+            run.first_chunk = run.first_chunk or run.last_chunk
+            run.chunks.append(event)
+        elif isinstance(event, Ended):
+            run.ended = event
+        for subscriber in list(self._subscribers):
+            try:
+                subscriber(event)
+            except Exception:  # noqa: BLE001 - one bad view must not stop the job's watcher
+                _log.exception("a subscriber of @%s failed and is dropped", self.number)
+                self._drop(subscriber)
+        if isinstance(event, Ended):
             self._subscribers.clear()
-            self._begin()
+            _tell(run.done)
+        if self.job.id or isinstance(event, Ended):
+            _tell(run.id_known)
+        run.change()
+
+    def note(self, text: str) -> None:
+        """Keep what a reader of the result should know, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def go_on(self) -> None:
+        """Be followed again after the follower gave up; what was seen stays."""
+        self._run.ended = None
+        self._run.done = _news()
+
+    def begin_again(self) -> Callable[[], None]:
+        """Forget what was streamed, and how it ended: it is being retried.
+
+        Returns:
+            A function that takes that back, because the retry was refused.
+
+        Raises:
+            InputError: It has not ended, or ended well.
+        """
+        if not self.done or self.status not in _RETRIABLE:
+            raise InputError(
+                f"@{self.number} is {self.status}: only a FAILED or TIMED_OUT job can be retried; "
+                "run it anew instead"
+            )
+        earlier = self._run, self.job, self.notes, self.was_stopped
+        queued = Job(id=self.id, endpoint=self.job.endpoint, status=JobStatus.IN_QUEUE, seen_at=time.time())
+        self._run, self.job, self.notes, self.was_stopped = _Run(), queued, [], False
+        _tell(self._run.id_known)
+
+        def take_back() -> None:
+            refused = self._run
+            self._run, self.job, self.notes, self.was_stopped = earlier
+            refused.ended = self._run.ended
+            _tell(refused.done)
+            refused.change()
+
+        return take_back
 
     async def id_known(self) -> None:
         """Return when the id is known, or surely will not be."""
-        await asyncio.wrap_future(self._id_known)
+        await asyncio.wrap_future(self._run.id_known)
 
     async def ended(self) -> None:
         """Return when nothing more will come."""
-        await asyncio.wrap_future(self._done)
-
-    def next_change(self) -> concurrent.futures.Future[None]:
-        """Is done when anything more is known than now."""
-        return self._changed
+        await asyncio.wrap_future(self._run.done)
 
     def wait_for(self, future: concurrent.futures.Future[Any]) -> None:
         """Let the session wait, so that clicks are heard meanwhile."""
@@ -372,48 +441,44 @@ class JobHandle:
         self._owner.wait_for(future, None)
 
     def _check_session(self) -> None:
-        if self._owner.closed:
-            raise ConfigurationError(
-                f"the session of @{self.number} is closed; %load_ext notebook_ext, then "
-                f"`%endpoint attach {self.id or f'@{self.number}'}`"
-            )
-
-
-def _news() -> concurrent.futures.Future[None]:
-    """A future for many waiters: one that stops waiting does not cancel it for the others."""
-    future: concurrent.futures.Future[None] = concurrent.futures.Future()
-    future.set_running_or_notify_cancel()
-    return future
+        if not self._owner.closed:
+            return
+        if self.served:
+            then = " starts another one; this job was served here, and ended with it"
+        else:
+            then = f", then `%endpoint attach {self.id}`" if self.id else " starts another one"
+        raise ConfigurationError(f"the session of @{self.number} is closed; %load_ext notebook_ext{then}")
 
 
 class _Chunks:
     """A job's chunks, for both kinds of loop."""
 
-    def __init__(self, handle: JobHandle) -> None:
+    def __init__(self, handle: JobHandle, run: _Run) -> None:
         self._handle = handle
+        self._run = run
 
     def __iter__(self) -> Iterator[StreamChunk]:
         index = 0
         while True:
-            change, is_last = self._handle.next_change(), self._handle.done
-            for chunk in self._handle.streamed(index):
+            change, ended = self._run.changed, self._run.ended
+            for chunk in self._run.chunks[index:]:
                 index += 1
                 yield chunk
-            if is_last:
+            if ended is not None:
                 break
             self._handle.wait_for(change)
-        if self._handle.error is not None:
-            raise self._handle.error
+        if ended.error is not None:
+            raise ended.error
 
     async def __aiter__(self) -> AsyncIterator[StreamChunk]:
         index = 0
         while True:
-            change, is_last = self._handle.next_change(), self._handle.done
-            for chunk in self._handle.streamed(index):
+            change, ended = self._run.changed, self._run.ended
+            for chunk in self._run.chunks[index:]:
                 index += 1
                 yield chunk
-            if is_last:
+            if ended is not None:
                 break
             await asyncio.wrap_future(change)
-        if self._handle.error is not None:
-            raise self._handle.error
+        if ended.error is not None:
+            raise ended.error

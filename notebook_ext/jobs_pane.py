@@ -65,7 +65,7 @@ class JobsPane(Pane):
     def _follow(self, handle: JobHandle) -> None:
         """A job is new, or begins again."""
         self._drawing.soon()
-        if handle.done:
+        if handle.is_over:
             return
 
         def heard(event: Event) -> None:
@@ -96,7 +96,7 @@ class JobsPane(Pane):
                 lines=lines,
                 first=first,
                 total=len(handles),
-                active=sum(not handle.done for handle in handles),
+                active=sum(not handle.is_over for handle in handles),
                 summary=" · ".join(f"{count} {word}" for word, count in counts.items()),
             )
         )
@@ -126,7 +126,7 @@ class JobsPane(Pane):
             submitted=time_of_day(handle.submitted_at),
             queue=_coarse(handle.elapsed) if waits else job.delay_time,
             run=_coarse(handle.elapsed - (job.delay_time or 0.0)) if runs else job.execution_time,
-            can_cancel=not handle.done,
+            can_cancel=not handle.is_over,
             can_retry=handle.done and job.status in (JobStatus.FAILED, JobStatus.TIMED_OUT),
             is_cancelling=number in self._cancelling,
             is_shown=handle is self._shown,

@@ -16,7 +16,7 @@ from notebook_ext.errors import JournalError
 from notebook_ext.types import Job, JobStatus, StreamChunk, WorkerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 __all__ = ["Entry", "Journal", "body_hash"]
 
@@ -60,6 +60,10 @@ _COLUMNS = (
     "number, job_id, endpoint, provider, base_url, operation, profile, input, options, cell,"
     " submitted_at, status, output, error, delay_time, execution_time, worker_id, retries, seen_at"
 )
+
+
+_UNWRITABLE = (sqlite3.Error, ValueError, OverflowError, RecursionError)
+"""A full disk; half of a surrogate pair; a number too large for SQLite; JSON that is too deep."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,65 +131,85 @@ class Journal:
     def close(self) -> None:
         self._db.close()
 
+    @contextlib.contextmanager
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        """The database; what it cannot hold or do is a JournalError."""
+        try:
+            yield self._db
+        except _UNWRITABLE as error:
+            raise JournalError(f"the journal {self.path} could not be used: {error}") from error
+
     def add(self, entry: Entry) -> int:
-        """Commit a row before its job is submitted, and return its number."""
-        cursor = self._db.execute(
-            "INSERT INTO jobs (job_id, endpoint, provider, base_url, operation, profile, input, options,"
-            " body_hash, cell, submitted_at, status, seen_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                entry.job.id,
-                entry.endpoint,
-                entry.provider,
-                entry.base_url,
-                entry.operation,
-                entry.profile,
-                json.dumps(entry.input),
-                json.dumps(dict(entry.options)),
-                body_hash(entry.endpoint, entry.input, entry.options),
-                entry.cell,
-                entry.submitted_at,
-                str(entry.job.status),
-                entry.job.seen_at,
-            ),
+        """Commit a row before its job is submitted, and return its number.
+
+        Raises:
+            ValueError: The input is not JSON; TypeError and RecursionError say the same.
+            JournalError: It could not be written.
+        """
+        row = (
+            entry.job.id,
+            entry.endpoint,
+            entry.provider,
+            entry.base_url,
+            entry.operation,
+            entry.profile,
+            json.dumps(entry.input),
+            json.dumps(dict(entry.options)),
+            body_hash(entry.endpoint, entry.input, entry.options),
+            entry.cell,
+            entry.submitted_at,
+            str(entry.job.status),
+            entry.job.seen_at,
         )
-        return cursor.lastrowid or 0
+        with self._using() as db:
+            cursor = db.execute(
+                "INSERT INTO jobs (job_id, endpoint, provider, base_url, operation, profile, input, options,"
+                " body_hash, cell, submitted_at, status, seen_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                row,
+            )
+            return cursor.lastrowid or 0
 
     def update(self, number: int, job: Job) -> None:
         """Keep a job's newest snapshot; its id too, once it is known."""
         error = job.error
-        self._db.execute(
-            "UPDATE jobs SET job_id = ?, status = ?, output = ?, error = ?, delay_time = ?,"
-            " execution_time = ?, worker_id = ?, retries = ?, seen_at = ? WHERE number = ?",
-            (
-                job.id,
-                str(job.status),
-                json.dumps(job.output) if job.has_output else None,
-                None if error is None else json.dumps(_error_to_json(error)),
-                job.delay_time,
-                job.execution_time,
-                job.worker_id,
-                job.retries,
-                job.seen_at,
-                number,
-            ),
-        )
+        with self._using() as db:
+            db.execute(
+                "UPDATE jobs SET job_id = ?, status = ?, output = ?, error = ?, delay_time = ?,"
+                " execution_time = ?, worker_id = ?, retries = ?, seen_at = ? WHERE number = ?",
+                (
+                    job.id,
+                    str(job.status),
+                    json.dumps(job.output) if job.has_output else None,
+                    None if error is None else json.dumps(_error_to_json(error)),
+                    job.delay_time,
+                    job.execution_time,
+                    job.worker_id,
+                    job.retries,
+                    job.seen_at,
+                    number,
+                ),
+            )
 
     def append(self, number: int, chunks: Iterable[StreamChunk]) -> None:
         """Keep streamed chunks, all of them in one transaction."""
-        rows = [(number, chunk.index, json.dumps(chunk.output)) for chunk in chunks]
-        self._db.execute("BEGIN")
-        with self._db:  # commits, or rolls back
-            self._db.executemany(
-                "INSERT OR REPLACE INTO chunks (number, position, output) VALUES (?, ?, ?)", rows
-            )
+        with self._using() as db:
+            rows = [(number, chunk.index, json.dumps(chunk.output)) for chunk in chunks]
+            db.execute("BEGIN")
+            with db:  # commits, or rolls back
+                db.executemany(
+                    "INSERT OR REPLACE INTO chunks (number, position, output) VALUES (?, ?, ?)", rows
+                )
 
     def restart(self, number: int) -> None:
         """Forget what a job streamed: it was retried, and begins again."""
-        self._db.execute("DELETE FROM chunks WHERE number = ?", (number,))
+        with self._using() as db:
+            db.execute("DELETE FROM chunks WHERE number = ?", (number,))
 
     def discard(self, number: int) -> None:
         """Forget a job that surely was never submitted."""
-        self._db.execute("DELETE FROM jobs WHERE number = ?", (number,))
+        with self._using() as db:
+            db.execute("DELETE FROM jobs WHERE number = ?", (number,))
 
     def get(self, number: int) -> Entry | None:
         """The entry of a number."""
@@ -211,17 +235,19 @@ class Journal:
 
     def chunks(self, number: int) -> list[StreamChunk]:
         """What a job has streamed so far, in order."""
-        rows = self._db.execute(
-            "SELECT position, output FROM chunks WHERE number = ? ORDER BY position", (number,)
-        )
-        return [StreamChunk(json.loads(output), position) for position, output in rows]
+        with self._using() as db:
+            rows = db.execute(
+                "SELECT position, output FROM chunks WHERE number = ? ORDER BY position", (number,)
+            )
+            return [StreamChunk(json.loads(output), position) for position, output in rows]
 
     def _select(self, where: str, *values: object) -> list[Entry]:
-        rows = self._db.execute(
-            f"SELECT {_COLUMNS} FROM jobs {where}",  # noqa: S608 - both are ours
-            values,
-        )
-        return [_entry(row) for row in rows]
+        with self._using() as db:
+            rows = db.execute(
+                f"SELECT {_COLUMNS} FROM jobs {where}",  # noqa: S608 - both are ours
+                values,
+            )
+            return [_entry(row) for row in rows]
 
 
 def body_hash(endpoint: str, input: Any, options: Mapping[str, Any]) -> str:

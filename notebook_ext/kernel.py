@@ -47,6 +47,7 @@ class FrontEnd:
         self._shell = shell
         self._kernel: Any = getattr(shell, "kernel", None)
         self._pump = None if self._kernel is None else _CommPump(self._kernel)
+        self._held: _StopButton | None = None
         self._at_end: list[Callable[[], BaseException | None]] = []
         self._at_shutdown: list[Callable[[bool], None]] = []
         shell.events.register("post_run_cell", self._end_of_cell)
@@ -124,12 +125,40 @@ class FrontEnd:
         future = done if isinstance(done, concurrent.futures.Future) else None
         finished = done.done if isinstance(done, concurrent.futures.Future) else done
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not finished():
-            left = STEP if deadline is None else min(STEP, deadline - time.monotonic())
-            if left <= 0:
-                return False
-            self._step(future, left)
+        with self._stop_button_heard():
+            while not finished():
+                left = STEP if deadline is None else min(STEP, deadline - time.monotonic())
+                if left <= 0:
+                    return False
+                self._step(future, left)
         return True
+
+    @contextlib.contextmanager
+    def stop_button_held(self) -> Iterator[None]:
+        """Hear the stop button in this block only while it waits by `wait`, or at its end.
+
+        So nobody loses a job that is on its way already, and is not waited for yet.
+        """
+        if self._held is not None or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        with _stop_button_held() as button:
+            self._held = button
+            try:
+                yield
+            finally:
+                self._held = None
+
+    @contextlib.contextmanager
+    def _stop_button_heard(self) -> Iterator[None]:
+        if self._held is None or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        try:
+            self._held.hear()
+            yield
+        finally:
+            self._held.hold()
 
     def _step(self, future: concurrent.futures.Future[Any] | None, seconds: float) -> None:
         if self._pump is not None and threading.current_thread() is threading.main_thread():
@@ -171,7 +200,7 @@ class FrontEnd:
                 error = raised
             if error is not None and result.success:
                 result.error_in_exec = error
-                self._shell.showtraceback((type(error), error, error.__traceback__))
+                self._shell.showtraceback((type(error), error, error.__traceback__), tb_offset=0)
 
     def on_shutdown(self, callback: Callable[[bool], None]) -> None:
         """Call before the kernel goes; in a terminal, where no kernel goes, never.
@@ -299,21 +328,45 @@ def _call(function: Callable[..., Any], *args: Any) -> Callable[[], None]:
     return lambda: function(*args)
 
 
+class _StopButton:
+    """What SIGINT does: nothing yet while it is held, and what it did before when it is heard."""
+
+    def __init__(self) -> None:
+        self._previous = signal.getsignal(signal.SIGINT)
+        self._pressed: tuple[int, Any] | None = None
+
+    def hold(self) -> None:
+        if callable(self._previous):
+            signal.signal(signal.SIGINT, self._press)
+
+    def hear(self) -> None:
+        """Let it be heard from now on; raises what it raises if it was pressed meanwhile."""
+        if callable(self._previous):
+            signal.signal(signal.SIGINT, self._previous)
+            pressed, self._pressed = self._pressed, None
+            if pressed is not None:
+                self._previous(*pressed)
+
+    def _press(self, number: int, frame: Any) -> None:
+        self._pressed = number, frame
+
+
 @contextlib.contextmanager
-def _stop_button_held() -> Iterator[None]:
-    """Keep an interrupt until the end of the block, so that no message is lost half way."""
-    previous = signal.getsignal(signal.SIGINT)
-    if not callable(previous):
-        yield
-        return
-    held: list[tuple[int, Any]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+def _stop_button_held() -> Iterator[_StopButton]:
+    """Keep an interrupt until the end of the block, so that nothing is lost half way."""
+    button = _StopButton()
+    button.hold()
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-        if held:
-            previous(*held[-1])
+        yield button
+    except KeyboardInterrupt:
+        with contextlib.suppress(KeyboardInterrupt):  # one is enough, and the first one says more
+            button.hear()
+        raise
+    except BaseException:
+        button.hear()
+        raise
+    else:
+        button.hear()
 
 
 # ---------------------------------------------------------------------------------- nested loops

@@ -17,13 +17,24 @@ from notebook_ext.providers import PROVIDERS, Provider
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Key", "find_key", "forget_keys", "looks_like_key", "remember_key", "require_key"]
+__all__ = [
+    "Key",
+    "doubt_keyring",
+    "find_key",
+    "find_or_require",
+    "forget_keys",
+    "looks_like_key",
+    "remember_key",
+    "require_key",
+]
 
 SERVICE = "notebook_ext"
 KEYRING_PATIENCE = 5.0
 """Seconds that a keyring may take before it counts as absent; some wait for a dialog nobody sees."""
 
 _memory: dict[str, str] = {}
+_answers: dict[str, str | None] = {}  # what the keyring said, for `find_or_require`
+_asking = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +68,7 @@ def find_key(provider: Provider, *, name: str | None = None, variable: str | Non
     Raises:
         ConfigurationError: What was found cannot be sent in a header.
     """
-    if provider.key_source is not None:
-        own = provider.key_source()
-        return Key(own, "the embedded server") if own else None
-    accounts = _accounts(provider, name)
-    for account in accounts:
-        if account in _memory:
-            return Key(_memory[account], "this kernel's memory")
-    variable = variable or provider.key_variable
-    exported = os.environ.get(variable, "").strip() if variable else ""
-    if exported:
-        return Key(_checked(exported, f"the variable {variable}"), f"the variable {variable}")
-    for account in accounts:
-        kept = _from_keyring(account)
-        if kept:
-            return Key(_checked(kept, "the keyring"), "the keyring")
-    return None
+    return _find(provider, name, variable, _from_keyring)
 
 
 def require_key(provider: Provider, *, name: str | None = None, variable: str | None = None) -> Key:
@@ -82,12 +78,33 @@ def require_key(provider: Provider, *, name: str | None = None, variable: str | 
         ConfigurationError: There is none.
     """
     key = find_key(provider, name=name, variable=variable)
-    if key is not None:
-        return key
-    whose = name or provider.name
-    variable = variable or provider.key_variable
-    export = f"`export {variable}=...` before Jupyter starts, or " if variable else ""
-    raise ConfigurationError(f"there is no key for {whose}: {export}`%endpoint login {whose}` here.")
+    if key is None:
+        raise _missing(provider, name, variable)
+    return key
+
+
+def find_or_require(
+    provider: Provider, *, name: str | None = None, variable: str | None = None
+) -> Key | None:
+    """The key of the next request, as `find_key` finds it; None only where a server on this machine has none.
+
+    Memory and environment are looked at each time. What the keyring answered is kept, because it is
+    slow, until `remember_key`, `forget_keys` or `doubt_keyring`. It may still take seconds the first time.
+
+    Raises:
+        ConfigurationError: There is none, and the server is not on this machine; the next call looks anew.
+    """
+    key = _find(provider, name, variable, _from_keyring_once)
+    if key is None and not provider.loopback:
+        for account in _accounts(provider, name):
+            _answers.pop(account, None)
+        raise _missing(provider, name, variable)
+    return key
+
+
+def doubt_keyring() -> None:
+    """Ask the keyring again before the next request: a key was refused. Never waits."""
+    _answers.clear()
 
 
 def remember_key(provider: Provider, key: str, *, name: str | None = None, keyring: bool = True) -> str:
@@ -104,16 +121,49 @@ def remember_key(provider: Provider, key: str, *, name: str | None = None, keyri
     """
     key = _checked(key.strip(), "what was typed")
     account = _accounts(provider, name)[0]
-    if keyring and _into_keyring(account, key):
+    kept = keyring and _into_keyring(account, key)
+    if kept:
         _memory.pop(account, None)
-        return "keyring"
-    _memory[account] = key
-    return "memory"
+    else:
+        _memory[account] = key
+    with _asking:  # an older answer that is under way must not come after this
+        doubt_keyring()
+    return "keyring" if kept else "memory"
 
 
 def forget_keys() -> None:
     """Forget what this kernel remembers; the keyring keeps its own."""
     _memory.clear()
+    with _asking:
+        doubt_keyring()
+
+
+def _find(
+    provider: Provider, name: str | None, variable: str | None, ask_keyring: Callable[[str], str | None]
+) -> Key | None:
+    if provider.key_source is not None:
+        own = provider.key_source()
+        return Key(own, "the embedded server") if own else None
+    accounts = _accounts(provider, name)
+    for account in accounts:
+        if remembered := _memory.get(account):
+            return Key(remembered, "this kernel's memory")
+    variable = variable or provider.key_variable
+    exported = os.environ.get(variable, "").strip() if variable else ""
+    if exported:
+        return Key(_checked(exported, f"the variable {variable}"), f"the variable {variable}")
+    for account in accounts:
+        kept = ask_keyring(account)
+        if kept:
+            return Key(_checked(kept, "the keyring"), "the keyring")
+    return None
+
+
+def _missing(provider: Provider, name: str | None, variable: str | None) -> ConfigurationError:
+    whose = name or provider.name
+    variable = variable or provider.key_variable
+    export = f"`export {variable}=...` before Jupyter starts, or " if variable else ""
+    return ConfigurationError(f"there is no key for {whose}: {export}`%endpoint login {whose}` here.")
 
 
 def _accounts(provider: Provider, name: str | None) -> list[str]:
@@ -131,6 +181,14 @@ def _checked(value: str, where: str) -> str:
 def _from_keyring(account: str) -> str | None:
     found = _ask_keyring(lambda keyring: keyring.get_password(SERVICE, account))
     return found if isinstance(found, str) and found else None
+
+
+def _from_keyring_once(account: str) -> str | None:
+    with _asking:  # many requests begin at once, and one question is enough
+        answers = dict(_answers)  # it may be doubted meanwhile
+        if account not in answers:
+            answers[account] = _answers[account] = _from_keyring(account)
+        return answers[account]
 
 
 def _into_keyring(account: str, key: str) -> bool:

@@ -18,7 +18,16 @@ from types import MappingProxyType
 from typing import Any
 
 from notebook_ext.errors import InputError, ProtocolError
-from notebook_ext.types import Counts, ExecutionPolicy, Health, Job, JobStatus, StreamChunk, WorkerError
+from notebook_ext.types import (
+    Counts,
+    ExecutionPolicy,
+    Health,
+    Job,
+    JobStatus,
+    StreamChunk,
+    WorkerError,
+    whole,
+)
 
 __all__ = [
     "RUNPOD_DIALECT",
@@ -143,6 +152,8 @@ TENSORONE_REST_DIALECT = Dialect(
 
 
 _HUGE = 1e15  # JSON's integers have no bound, and its readers take NaN and Infinity
+_TEN_YEARS = 10 * 365 * 86_400.0
+_MOST_RETRIES = 2**31
 
 
 # ---------------------------------------------------------------------------------- requests
@@ -251,7 +262,7 @@ def read_job(
     job_id: str = "",
     seen_at: float | None = None,
 ) -> Job:
-    """Read a job document.
+    """Read a job document: half characters are mended, and numbers that no job can have are left out.
 
     Args:
         document: The answer's JSON.
@@ -265,7 +276,7 @@ def read_job(
     """
     if not isinstance(document, Mapping):
         raise ProtocolError(f"expected a job document, got {_excerpt(document)}", job_id=job_id or None)
-    document = {dialect.fields.get(key, key): value for key, value in document.items()}
+    document = {dialect.fields.get(key, key): value for key, value in _whole(document, job_id).items()}
     status = document.get("status")
     if not isinstance(status, str) or not status:
         raise ProtocolError(f"a job document without a status: {_excerpt(document)}", job_id=job_id or None)
@@ -282,7 +293,7 @@ def read_job(
         delay_time=_duration(document.get("delayTime"), dialect),
         execution_time=_duration(document.get("executionTime"), dialect),
         worker_id=_text(document.get("workerId")),
-        retries=retries if isinstance(retries, int) else None,
+        retries=retries if isinstance(retries, int) and 0 <= retries < _MOST_RETRIES else None,
         seen_at=time.time() if seen_at is None else seen_at,
     )
 
@@ -293,13 +304,16 @@ def read_stream(document: Any, *, first_index: int = 0) -> tuple[JobStatus | Non
     The documented shape is `{"status", "stream": [{"output"}]}`; the documentation's own example
     is a naked list of chunks, and a missing or null `stream` means no chunks.
 
+    A character that was cut in two between two strings of the same answer is joined in the later
+    one. Between two answers it cannot be: what each of them has of it becomes U+FFFD.
+
     Raises:
         ProtocolError: It is neither.
     """
     if isinstance(document, Mapping):
         status = document.get("status")
         rows = document.get("stream")
-        known = JobStatus(status) if isinstance(status, str) and status else None
+        known = JobStatus(_whole(status)) if isinstance(status, str) and status else None
         if known is None and rows is None:
             raise ProtocolError(f"expected a stream answer, got {_excerpt(document)}")
     else:
@@ -308,14 +322,20 @@ def read_stream(document: Any, *, first_index: int = 0) -> tuple[JobStatus | Non
         rows = []
     if not isinstance(rows, list):
         raise ProtocolError(f"expected a list of chunks, got {_excerpt(rows)}")
-    return known, [_chunk(row, first_index + offset) for offset, row in enumerate(rows)]
+    outputs = _whole([row["output"] if _is_wrapped(row) else row for row in rows])
+    return known, [
+        StreamChunk(output, index, _metrics(row))
+        for index, (output, row) in enumerate(zip(outputs, rows, strict=True), first_index)
+    ]
 
 
-def _chunk(row: Any, index: int) -> StreamChunk:
-    if isinstance(row, Mapping) and "output" in row:
-        metrics = row.get("metrics")
-        return StreamChunk(row["output"], index, metrics if isinstance(metrics, Mapping) else None)
-    return StreamChunk(row, index)
+def _is_wrapped(row: Any) -> bool:
+    return isinstance(row, Mapping) and "output" in row
+
+
+def _metrics(row: Any) -> Mapping[str, Any] | None:
+    metrics = row.get("metrics") if _is_wrapped(row) else None
+    return _whole(metrics) if isinstance(metrics, Mapping) else None
 
 
 def read_health(document: Any, *, seen_at: float | None = None) -> Health:
@@ -327,8 +347,8 @@ def read_health(document: Any, *, seen_at: float | None = None) -> Health:
     if not isinstance(document, Mapping):
         raise ProtocolError(f"expected health counters, got {_excerpt(document)}")
     return Health(
-        jobs=_counts(document.get("jobs")),
-        workers=_counts(document.get("workers")),
+        jobs=_counts(_whole(document.get("jobs"))),
+        workers=_counts(_whole(document.get("workers"))),
         seen_at=time.time() if seen_at is None else seen_at,
     )
 
@@ -383,7 +403,7 @@ def read_worker_error(value: Any) -> WorkerError:
     repr of an object (a generator yielded it). Whatever it is, `raw` keeps it.
     """
     try:
-        return _read_error(value)
+        return _read_error(whole(value))
     except RecursionError:
         return WorkerError(message="the worker's error is nested too deeply to be read", raw=value)
 
@@ -413,9 +433,9 @@ def _parsed(text: str) -> Any:
     if not text.lstrip().startswith("{"):
         return None
     with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(text)
+        return whole(json.loads(text))
     with contextlib.suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return ast.literal_eval(text.strip())
+        return whole(ast.literal_eval(text.strip()))
     return None
 
 
@@ -493,10 +513,17 @@ def worker_error_to_json(error: WorkerError, *, version: str = "") -> str:
 # ---------------------------------------------------------------------------------- small parts
 
 
+def _whole(value: Any, job_id: str = "") -> Any:
+    try:
+        return whole(value)
+    except RecursionError:
+        raise ProtocolError("the answer is nested too deeply to be read", job_id=job_id or None) from None
+
+
 def _duration(value: Any, dialect: Dialect) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _HUGE:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return round(value * dialect.time_unit, 6)
+    return round(value * dialect.time_unit, 6) if abs(value) < _TEN_YEARS / dialect.time_unit else None
 
 
 def _text(value: Any) -> str | None:

@@ -34,6 +34,8 @@ __all__ = ["DEMO", "Session", "default_session"]
 
 T = TypeVar("T")
 
+CLOSING = 3.0
+"""Seconds for everything that a session ends, after the cancels' own."""
 DEMO = "demo"
 """The endpoint that needs no account: the built-in `chat` handler, served when it is first called."""
 
@@ -214,15 +216,10 @@ class Session:
         from notebook_ext.client import Endpoint  # brings httpx, which %load_ext must not wait for
         from notebook_ext.limits import Limits
 
-        def key() -> str | None:
-            find = config.find_key if provider.loopback else config.require_key
-            found = find(provider, name=name, variable=key_variable)
-            return found() if found is not None else None
-
         if key_variable:
             provider = replace(provider, key_variable=key_variable)  # its own: errors name it
         limits = self._limits.setdefault((provider.base_url, endpoint_id), Limits(provider.limits))
-        endpoint = Endpoint(endpoint_id, provider, key, limits=limits)
+        endpoint = Endpoint(endpoint_id, provider, limits=limits, name=name)
         self._endpoints.append(endpoint)
         return Connection(self, name, endpoint, profile=profile, rate=rate)
 
@@ -274,7 +271,7 @@ class Session:
                     job=job,
                 )
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"the input is not JSON: {error}; nothing was sent") from error
         handle = JobHandle(
             self,
@@ -286,6 +283,7 @@ class Session:
             job=job,
             operation=operation,
             rate=connection.rate,
+            served=connection.served,
         )
         self._keep(handle, connection.endpoint)
         self._watcher.submit(handle, connection.endpoint, submission)
@@ -294,6 +292,8 @@ class Session:
     def adopt(self, connection: Connection, job_id: str) -> JobHandle:
         """Follow a job that was submitted elsewhere, or by an earlier kernel.
 
+        One that is known here already keeps its handle: two readers would share its chunks.
+
         Args:
             connection: Whose job it is.
             job_id: The server's id.
@@ -301,10 +301,25 @@ class Session:
         Raises:
             JobLost: The server does not know it.
         """
+        known = self._handle_of(connection, job_id)
+        if known is not None:
+            self.resume(known)
+            return known
         job = self.ask(connection.endpoint.status(job_id))
         return self.on_loop(self._adopt, connection, job)
 
+    def _handle_of(self, connection: Connection, job_id: str) -> JobHandle | None:
+        place = connection.provider.base_url, connection.endpoint.id
+        for handle in self.handles.copy().values():
+            asked = self._asked[handle.number]
+            if handle.id == job_id and (asked.provider.base_url, asked.id) == place:
+                return handle
+        return None
+
     def _adopt(self, connection: Connection, job: Job) -> JobHandle:
+        known = self._handle_of(connection, job.id)
+        if known is not None:
+            return known
         entry = Entry(
             endpoint=connection.name,
             provider=connection.provider.name,
@@ -322,6 +337,7 @@ class Session:
             submitted_at=job.seen_at,
             job=job,
             rate=connection.rate,
+            served=connection.served,
         )
         self._keep(handle, connection.endpoint)
         handle.saw(job)
@@ -359,8 +375,8 @@ class Session:
             ) from error
 
     def active(self) -> list[JobHandle]:
-        """The jobs that have not ended, oldest first."""
-        return [handle for _, handle in sorted(self.handles.items()) if not handle.done]
+        """The jobs that are not over, oldest first; those that are no longer followed are among them."""
+        return [handle for _, handle in sorted(self.handles.items()) if not handle.is_over]
 
     def look(self, handle: JobHandle) -> Job:
         """Ask the server once how a job stands."""
@@ -368,20 +384,37 @@ class Session:
 
     def stop(self, handle: JobHandle) -> concurrent.futures.Future[Stopped]:
         """Stop a remote job and see that it stopped; the one way in which anything here stops a job."""
-        handle.was_stopped = True
-        return self.loop.submit(self._watcher.stop(handle, self._asked[handle.number]))
+        return self.loop.submit(self._stop(handle))
+
+    def resume(self, handle: JobHandle) -> None:
+        """Follow a job again that could no longer be followed; what was seen of it stays.
+
+        Nothing is done where it is over, or still followed.
+        """
+        self.on_loop(self._resume, handle)
+
+    def _resume(self, handle: JobHandle) -> None:
+        if self._watcher.resume(handle, self._asked[handle.number]):
+            self._announce(handle)
 
     def retry(self, handle: JobHandle) -> None:
-        """Queue a failed job again, and follow it again."""
+        """Queue a failed job again, and follow it again; interrupting only ends the waiting.
+
+        Raises:
+            InputError: It has not ended, or ended well.
+            EndpointError: The server did not take it; the handle is as it was.
+        """
         self.ask(self.queue_again(handle))
 
     async def queue_again(self, handle: JobHandle) -> None:
         """What `retry` does, for code on the session's loop."""
-        endpoint = self._asked[handle.number]
-        job = await endpoint.retry(handle.id)
-        handle.begin_again()
+        if handle.status.is_final:
+            await handle.ended()  # its last state may be there a moment before its last chunks
+        earlier = handle.job
+        take_back = handle.begin_again()
+        queued = self._watcher.retry(handle, self._asked[handle.number], earlier, take_back)
         self._announce(handle)
-        self._watcher.follow_again(handle, endpoint, job)
+        await queued
 
     def watch(self, listener: Callable[[JobHandle], None]) -> Callable[[], None]:
         """Call a function with each job that there is, and with each that is new or begins again.
@@ -458,20 +491,28 @@ class Session:
             if cancel and self.active():
                 stopped = self.loop.submit(self._stop_all(self.active(), timeout)).result(timeout + 0.5)
         self._closed = True
+        deadline = time.monotonic() + CLOSING
         with contextlib.suppress(Exception):
             if self._server is not None or self._endpoints:
-                self.loop.submit(self._close()).result(5.0)
-        self.loop.close()
+                self.loop.submit(self._close()).result(CLOSING)
+        self.loop.close(max(0.2, (deadline - time.monotonic()) / 2))
+        for handle in self.handles.values():
+            if not handle.done:  # its thread hangs
+                self._watcher.leave(handle)
         self.journal.close()
         return stopped
 
     # ------------------------------------------------------------------ on the loop
 
+    async def _stop(self, handle: JobHandle) -> Stopped:
+        self._resume(handle)  # its end, too, is for somebody to see
+        return await self._watcher.stop(handle, self._asked[handle.number])
+
     async def _stop_all(self, handles: list[JobHandle], timeout: float) -> list[Stopped]:
         async def stop(handle: JobHandle) -> Stopped:
             try:
                 async with asyncio.timeout(timeout):
-                    return await self._watcher.stop(handle, self._asked[handle.number])
+                    return await self._stop(handle)
             except TimeoutError:
                 return Stopped(handle, confirmed=False)
 

@@ -21,6 +21,8 @@ __all__ = [
     "Progress",
     "StreamChunk",
     "WorkerError",
+    "whole",
+    "whole_text",
 ]
 
 
@@ -120,8 +122,9 @@ class Progress:
             number = _number(value.get(key))
             if number is not None:
                 return cls(_fraction(number, unit or (1.0 if 0 <= number <= 1 else 100.0)), f"{number:g}")
-        text = next((item for item in value.values() if isinstance(item, str)), None)
-        return cls(None, _one_line(text)) if text else None
+        lines = (_one_line(item) for item in value.values() if isinstance(item, str))
+        line = next(filter(None, lines), None)
+        return cls(None, line) if line else None
 
     @classmethod
     def _read_text(cls, text: str) -> Progress | None:
@@ -257,3 +260,75 @@ class ExecutionPolicy:
 
 def _seconds(value: float | timedelta | None) -> float | None:
     return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+# ---------------------------------------------------------------------------------- whole characters
+
+
+def whole_text(text: str) -> str:
+    """A text that can be stored and printed: JSON lets half a character through.
+
+    Halves that lie side by side become their character, and a lone one becomes U+FFFD.
+    """
+    if _is_whole_text(text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def whole(value: Any) -> Any:
+    """`whole_text` for every string in a JSON value, keys included; a clean value is given back as it is.
+
+    In a list, a first half at the end of a string joins the second half that begins the next
+    string: whoever streams tokens cuts characters in two.
+
+    Raises:
+        RecursionError: It has halves, and is nested too deeply to be made anew.
+    """
+    return value if _is_whole(value) else _made_whole(value)
+
+
+def _is_whole_text(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_whole(value: Any) -> bool:
+    left = [value]
+    while left:  # no recursion: what is clean may be as deep as it likes
+        item = left.pop()
+        if isinstance(item, str):
+            if not _is_whole_text(item):
+                return False
+        elif isinstance(item, Mapping):
+            left += item.keys()
+            left += item.values()
+        elif isinstance(item, list):
+            left += item
+    return True
+
+
+def _made_whole(value: Any) -> Any:
+    if isinstance(value, str):
+        return whole_text(value)
+    if isinstance(value, Mapping):
+        return {_made_whole(key): _made_whole(item) for key, item in value.items()}
+    return [_made_whole(item) for item in _rejoined(value)] if isinstance(value, list) else value
+
+
+def _rejoined(items: list[Any]) -> list[Any]:
+    items = list(items)
+    for index in range(1, len(items)):
+        first, second = items[index - 1 : index + 1]
+        if _is_cut(first, second):
+            items[index - 1 : index + 1] = [first[:-1], first[-1] + second]
+    return items
+
+
+def _is_cut(first: Any, second: Any) -> bool:
+    both = isinstance(first, str) and isinstance(second, str)
+    return both and "\ud800" <= first[-1:] <= "\udbff" and "\udc00" <= second[:1] <= "\udfff"

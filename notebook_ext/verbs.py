@@ -5,8 +5,10 @@ Whatever a verb does, a method of the session does; this is the thin skin over i
 
 from __future__ import annotations
 
+import difflib
 import getpass
 import importlib.metadata
+import inspect
 import json
 import os
 import sys
@@ -114,12 +116,23 @@ class Verbs:
     def _print(self, text: str) -> None:
         print(visible(text))
 
-    def _handle(self, reference: str) -> JobHandle:
-        reference = str(prompts.expand(reference, self._namespace))
-        found = self._namespace.get(reference)
+    def _handle(self, reference: str, arguments: Arguments) -> JobHandle:
+        namespace = arguments.namespace
+        reference = str(prompts.expand(reference, namespace))
+        found = namespace.get(reference)
         if isinstance(found, JobHandle):
             return found
-        return self.session.find(found.id if isinstance(found, Job) else reference)
+        if isinstance(found, Job):
+            return self.session.find(found.id)
+        if reference in namespace and not self._begins_an_id(reference):
+            raise InputError(f"'{reference}' is no job: the variable is of type {type(found).__name__}")
+        return self.session.find(reference)
+
+    def _begins_an_id(self, reference: str) -> bool:
+        return any(handle.id.startswith(reference) for handle in self.session.handles.values())
+
+    def _handles(self, command: Command, arguments: Arguments) -> list[JobHandle]:
+        return [self._handle(reference, arguments) for reference in command.arguments.job or ["@last"]]
 
     def _keep(self, command: Command, handle: JobHandle) -> JobHandle:
         """Bind what `-o` names, and let the result be the handle, which the cell has shown already."""
@@ -142,16 +155,18 @@ class Verbs:
         connection = self._connection(arguments)
         profile = profiles.get(arguments.text("profile") or connection.profile)
         kind, submission = arguments.submission(profile, sync=sync, cell=self._cell_id())
-        timeout = arguments.seconds("timeout")
+        timeout = arguments.limit("timeout")
         if command.arguments.dry_run:
             return self._print(_dry_run(connection, submission, kind, profile.name))
-        handle = self.session.submit(connection, submission, profile=profile.name)
-        self._commands[handle.number] = command
-        self._keep(command, handle)
-        if config.looks_like_key(_typed(command)):
-            handle.notes.append("this cell seems to hold a key: put it in a variable before you share it")
-        view = self._view(command, handle, owns_cell=command.body is not None)
-        self._wait_or_leave(command, view, timeout)
+        self._cells.get_ready(is_quiet=command.arguments.quiet)
+        with self._front_end.stop_button_held():
+            handle = self.session.submit(connection, submission, profile=profile.name)
+            self._commands[handle.number] = command
+            self._keep(command, handle)
+            if config.looks_like_key(_typed(command)):
+                handle.notes.append("this cell seems to hold a key: put it in a variable before you share it")
+            view = self._view(command, handle, owns_cell=command.body is not None)
+            self._wait_or_leave(command, view, timeout)
         if command.assign is None:
             return handle
         self._namespace[command.assign] = view.final.value if view.final is not None else None
@@ -189,8 +204,8 @@ class Verbs:
 
     # ------------------------------------------------------------------ jobs
 
-    def _status(self, command: Command, _: Arguments) -> Any:
-        handle = self._handle(command.arguments.job)
+    def _status(self, command: Command, arguments: Arguments) -> Any:
+        handle = self._handle(command.arguments.job, arguments)
         job = self.session.look(handle)
         self._front_end.cell().show(render.job(job, handle.number))
         if log := self.session.log(handle):
@@ -198,7 +213,7 @@ class Verbs:
         return self._as_shown(job)
 
     def _wait(self, command: Command, arguments: Arguments) -> Any:
-        handles = [self._handle(reference) for reference in command.arguments.job or ["@last"]]
+        handles = self._handles(command, arguments)
         self._wait_for(handles, command, arguments)
         for handle in handles:
             self._front_end.cell().show(render.footer_bundle(facts(handle, None)))
@@ -209,10 +224,13 @@ class Verbs:
 
     def _wait_for(self, handles: list[JobHandle], command: Command, arguments: Arguments) -> None:
         cancels = command.arguments.on_interrupt == "cancel"
-        self._cells.wait_for_all(handles, timeout=arguments.seconds("timeout"), cancels=cancels)
+        timeout = arguments.limit("timeout")
+        for handle in handles:
+            self.session.resume(handle)
+        self._cells.wait_for_all(handles, timeout=timeout, cancels=cancels)
 
     def _result(self, command: Command, arguments: Arguments) -> Any:
-        handle = self._handle(command.arguments.job)
+        handle = self._handle(command.arguments.job, arguments)
         self._wait_for([handle], command, arguments)
         if handle.error is not None:
             raise handle.error
@@ -222,8 +240,9 @@ class Verbs:
         self._namespace[command.assign] = value
         return None
 
-    def _show(self, command: Command, _: Arguments) -> JobHandle:
-        handle = self._keep(command, self._handle(command.arguments.job))
+    def _show(self, command: Command, arguments: Arguments) -> JobHandle:
+        handle = self._keep(command, self._handle(command.arguments.job, arguments))
+        self.session.resume(handle)
         if handle.done:
             self._cells.show_end(handle, command.arguments.format)
         else:
@@ -232,24 +251,27 @@ class Verbs:
         return handle
 
     def _stream(self, command: Command, arguments: Arguments) -> JobHandle:
-        handle = self._keep(command, self._handle(command.arguments.job))
-        self._wait_or_leave(command, self._view(command, handle), arguments.seconds("timeout"))
+        timeout = arguments.limit("timeout")
+        handle = self._keep(command, self._handle(command.arguments.job, arguments))
+        self.session.resume(handle)
+        self._wait_or_leave(command, self._view(command, handle), timeout)
         return handle
 
-    def _cancel(self, command: Command, _: Arguments) -> None:
-        if command.arguments.all:
-            handles = self.session.active()
-        else:
-            handles = [self._handle(reference) for reference in command.arguments.job or ["@last"]]
+    def _cancel(self, command: Command, arguments: Arguments) -> None:
+        handles = self.session.active() if command.arguments.all else self._handles(command, arguments)
         self._print("\n".join(map(str, self._cells.stop(handles))) or "nothing is running")
 
     def _retry(self, command: Command, arguments: Arguments) -> JobHandle:
-        handle = self._keep(command, self._handle(command.arguments.job).retry())
-        self._wait_or_leave(command, self._view(command, handle), arguments.seconds("timeout"))
+        timeout = arguments.limit("timeout")
+        handle = self._handle(command.arguments.job, arguments)
+        self._cells.get_ready(is_quiet=command.arguments.quiet)
+        with self._front_end.stop_button_held():
+            self._keep(command, handle.retry())
+            self._wait_or_leave(command, self._view(command, handle), timeout)
         return handle
 
-    def _code(self, command: Command, _: Arguments) -> None:
-        handle = self._handle(command.arguments.job)
+    def _code(self, command: Command, arguments: Arguments) -> None:
+        handle = self._handle(command.arguments.job, arguments)
         known = self._commands.get(handle.number) or _from_python(handle)
         code = cellcode.cell(cellcode.at(handle.endpoint, known))
         if command.arguments.cell and not self._front_end.is_headless:
@@ -258,13 +280,13 @@ class Verbs:
             self._print(code)
 
     def _jobs(self, command: Command, arguments: Arguments) -> Any:
-        since = arguments.seconds("since")
+        since = arguments.limit("since")
         return self._present(
             JobTable(
                 handle
                 for _, handle in sorted(self.session.handles.items())
                 if not handle.never_submitted
-                and not (command.arguments.active and handle.done)
+                and not (command.arguments.active and handle.is_over)
                 and (since is None or time.time() - handle.submitted_at <= since)
             )
         )
@@ -280,7 +302,7 @@ class Verbs:
         return self._as_shown(health)
 
     def _watch(self, connection: Connection, command: Command, arguments: Arguments) -> None:
-        every = arguments.seconds("every") or WATCH_EVERY
+        every = arguments.limit("every") or WATCH_EVERY
         if every < LEAST_EVERY:
             raise InputError(
                 f"--every {every:g} s is too often for a provider; {LEAST_EVERY:g} s is the least"
@@ -317,6 +339,8 @@ class Verbs:
         name = connection.name
         if not command.arguments.yes:
             waiting = connection.health().jobs["in_queue"]
+            if not waiting:
+                return self._print(f"nothing is queued on {name}")
             mine = sum(
                 handle.endpoint == name and handle.id != "" and handle.status is JobStatus.IN_QUEUE
                 for handle in self.session.active()
@@ -329,10 +353,9 @@ class Verbs:
             except EOFError:
                 raise InputError("nobody answered, so nothing was removed; --yes does not ask") from None
             if answer.strip().lower() not in ("y", "yes"):
-                self._print("nothing was removed")
-                return
+                return self._print("nothing was removed")
         removed = connection.purge_queue()
-        self._print(f"{_queued(removed)} of {name} removed; running ones go on")
+        return self._print(f"{_queued(removed)} of {name} removed; running ones go on")
 
     def _serve(self, command: Command, arguments: Arguments) -> None:
         options, name = command.arguments, command.arguments.name
@@ -343,10 +366,13 @@ class Verbs:
                 raise InputError(f"'{name}' is not served here")
             self.session.forget(name)
             return self._print(f"{name} is served no longer, and its jobs are gone")
+        handler = self._handler(command)
+        if handler is None:
+            return None
         workers = arguments.integer("workers") or 1
         connection = self.session.serve(
             name,
-            self._handler(command),
+            handler,
             workers=workers,
             port=arguments.integer("port") or 0,
             return_aggregate_stream=not options.no_aggregate,
@@ -360,7 +386,10 @@ class Verbs:
         )
 
     def _handler(self, command: Command) -> Any:
-        """What is to be served: the cell's own function, one of the notebook, or a built-in one's name."""
+        """What is to be served: the cell's own function, one of the notebook, or a built-in one's name.
+
+        None where the cell's own code has failed, which its end shows.
+        """
         wanted = command.arguments.handler
         if command.body is not None:
             return self._defined(command.body, wanted or "handler")
@@ -372,22 +401,45 @@ class Verbs:
         found = self._namespace.get(wanted)
         if callable(found) or wanted in HANDLERS:
             return found if callable(found) else wanted
-        raise InputError(f"there is neither a function '{wanted}' here nor a built-in handler of that name")
+        functions = [name for name, value in self._namespace.items() if inspect.isfunction(value)]
+        near = difflib.get_close_matches(wanted, [*HANDLERS, *functions], n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"built in are {', '.join(HANDLERS)}"
+        raise InputError(f"there is neither a function nor a built-in handler '{wanted}'; {hint}")
 
     def _defined(self, body: str, name: str) -> Any:
-        """Run a cell's body in the user's namespace, and take the function that it defines."""
-        shell = cast("Any", self._shell)
+        """Run a cell's body in the user's namespace, and take the function that it defines.
+
+        None where the code fails. The error is then that of the cell, at its end, as if it had no
+        magic above it: raised here, it would stand under our frames and IPython's.
+        """
         before = self._namespace.pop(name, None)
         try:
-            source = shell.transform_cell(body)
-            filename = shell.compile.cache(source, raw_code=body)
-            exec(compile(source, filename, "exec"), self._namespace)  # noqa: S102 - the user's own
+            failed = self._execute(body)
+            if failed is not None:
+                self._front_end.at_end_of_cell(lambda: failed)
+                return None
             if not callable(self._namespace.get(name)):
                 raise InputError(f"the cell defines no function '{name}'; `def {name}(job): ...` is expected")
         finally:
             if before is not None:
                 self._namespace.setdefault(name, before)
         return self._namespace[name]
+
+    def _execute(self, body: str) -> BaseException | None:
+        """Run a cell's body in the user's namespace; returns what it raised."""
+        shell = cast("Any", self._shell)
+        try:
+            # the magic's own line is the cell's first one: tracebacks count from there
+            source, raw = ("\n" + text for text in (shell.transform_cell(body), body))
+            number = (
+                len(shell.history_manager.input_hist_parsed) - 1
+            )  # the count may be the next cell's by now
+            filename = shell.compile.cache(source, number, raw_code=raw)
+            exec(compile(source, filename, "exec"), self._namespace)  # noqa: S102 - the user's own
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the cell reports all of them
+            frames = error.__traceback__
+            return error.with_traceback(frames.tb_next if frames is not None else None)  # without ours
+        return None
 
     def _connect(self, command: Command, arguments: Arguments) -> None:
         options, name = command.arguments, command.arguments.name

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
+import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
 from notebook_ext import render
-from notebook_ext.errors import InputError
+from notebook_ext.errors import EndpointError, InputError
 from notebook_ext.handle import Ended
 from notebook_ext.types import Health, Job, JobStatus, StreamChunk
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from notebook_ext.handle import Event, JobHandle
     from notebook_ext.profiles import Decoder, Final
@@ -24,10 +26,15 @@ if TYPE_CHECKING:
 
 __all__ = ["JobView", "facts", "final_bundles"]
 
+_log = logging.getLogger(__name__)
+
 TICK = 0.5
 """Seconds between two drawings of the strip while nothing but time goes on."""
 LIVE_FORMATS = frozenset({"auto", "markdown", "text"})
 """Formats whose text is shown while it comes; the others need all of it."""
+LEAST_CHUNKS, LEAST_SECONDS = 3, 0.1
+"""Chunks, and seconds between the first and the last of them, below which their rate says nothing:
+those of one answer come at once, however slowly they were made."""
 
 
 class Display(Protocol):
@@ -73,8 +80,10 @@ class JobView:
         self.handle = handle
         self.final: Final | None = None
         """What the job came to; None until `finished`."""
+        self.error: EndpointError | None = None
+        """Why the job could not be drawn; the job itself knows nothing of it."""
         self.finished: concurrent.futures.Future[None] = concurrent.futures.Future()
-        """Done when the static end is shown."""
+        """Done when the job has ended, and its static end is shown, if it can be."""
         self._decoder = decoder
         self._display = display
         self._strip = strip
@@ -83,7 +92,6 @@ class JobView:
         self._is_background = is_background
         self._is_quiet = is_quiet
         self._reason = ""
-        self._is_cancelling = False
         self._shown = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -93,12 +101,34 @@ class JobView:
             self._tick()
         self.handle.subscribe(self)
 
-    def cancel_soon(self) -> None:
-        """What the strip's button does."""
-        self._is_cancelling = True
-        self.handle.cancel_soon()
-
     def __call__(self, event: Event) -> None:
+        self._try(lambda: self._draw(event))
+        if isinstance(event, Ended) and not self.finished.done():
+            self.finished.set_result(None)
+
+    def _try(self, draw: Callable[[], None]) -> None:
+        """Draw, until drawing has failed once: a job that cannot be drawn is waited for all the same."""
+        if self.error is not None:
+            return
+        try:
+            draw()
+        except Exception as bug:  # noqa: BLE001 - untrusted output may break any drawing
+            self._give_up(bug)
+
+    def _give_up(self, bug: Exception) -> None:
+        number = self.handle.number
+        _log.exception("job @%s can no longer be drawn", number)
+        self.error = EndpointError(
+            f"@{number} could not be drawn ({type(bug).__name__}: {bug}); the job itself is not touched: "
+            f"`%endpoint status @{number}` tells how it stands",
+            job_id=self.handle.id or None,
+        )
+        self.error.__cause__ = bug
+        self._stop_timer()
+        with contextlib.suppress(Exception):  # it may be this that has failed
+            self._display.finish([render.error(self.error)])
+
+    def _draw(self, event: Event) -> None:
         if isinstance(event, StreamChunk):
             self._add(self._decoder.feed(event))
         elif isinstance(event, Health):
@@ -116,20 +146,16 @@ class JobView:
             self._display.add(text)
 
     def _finish(self, ended: Ended) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        try:
-            job = self.handle.job
-            completed = job.status is JobStatus.COMPLETED
-            self.final = self._decoder.finish(job.output if completed else None)
-            bundles = self._bundles(self.final) if completed and not self._is_quiet else []
-            if self._is_background and ended.error is not None and not self.handle.was_stopped:
-                bundles = [*bundles, render.error(ended.error)]
-            has_footer = not (self._is_quiet or self.handle.never_submitted)
-            footer = render.footer_bundle(facts(self.handle, self.final)) if has_footer else None
-            self._display.finish(bundles, footer)
-        finally:
-            self.finished.set_result(None)
+        self._stop_timer()
+        job = self.handle.job
+        completed = job.status is JobStatus.COMPLETED
+        self.final = self._decoder.finish(job.output if completed else None)
+        bundles = self._bundles(self.final) if completed and not self._is_quiet else []
+        if self._is_background and ended.error is not None and not self.handle.was_stopped:
+            bundles = [*bundles, render.error(ended.error)]
+        has_footer = not (self._is_quiet or self.handle.never_submitted)
+        footer = render.footer_bundle(facts(self.handle, self.final)) if has_footer else None
+        self._display.finish(bundles, footer)
 
     def _bundles(self, final: Final) -> Sequence[dict[str, Any]]:
         """What is shown beside the text that was streamed."""
@@ -141,8 +167,13 @@ class JobView:
         return final_bundles(self.handle, final, self._format)
 
     def _tick(self) -> None:
-        self._draw_strip()
-        self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
+        self._try(self._draw_strip)
+        if self.error is None:
+            self._timer = asyncio.get_running_loop().call_later(TICK, self._tick)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _draw_strip(self) -> None:
         if self._strip is None:
@@ -162,7 +193,6 @@ class JobView:
                 rate=" · ".join(render.speed(facts(handle, None, tokens=self._decoder.tokens))),
                 progress=job.progress,
                 reason=self._reason,
-                is_cancelling=self._is_cancelling and not job.status.is_final,
             )
         )
 
@@ -187,10 +217,17 @@ def facts(handle: JobHandle, final: Final | None, *, tokens: int | None = None) 
         first_token=handle.first_token,
         tokens=tokens,
         tokens_per_second=tokens / seconds if tokens and seconds else None,
-        chunks_per_second=handle.chunk_rate,
+        chunks_per_second=_chunk_rate(handle),
         cost=handle.cost,
         notes=tuple(handle.notes),
     )
+
+
+def _chunk_rate(handle: JobHandle) -> float | None:
+    count, rate = len(handle.streamed()), handle.chunk_rate
+    if rate is None or count < LEAST_CHUNKS or (count - 1) / rate < LEAST_SECONDS:
+        return None
+    return rate
 
 
 def final_bundles(handle: JobHandle, final: Final, output_format: str) -> list[dict[str, Any]]:

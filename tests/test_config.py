@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -349,3 +352,93 @@ def test_the_temporary_file_goes_when_replacing_fails(config):
     with pytest.raises(ConfigurationError, match="cannot be written"):
         _store(config.user_file, {})
     assert [path.name for path in config.user_file.parent.iterdir()] == ["endpoints.toml"]
+
+
+# ------------------------------------------------------------------ several kernels at once
+
+SAVING = """
+import sys
+from notebook_ext.config import Config, SavedEndpoint
+sys.stdin.readline()
+for number in range(20):
+    Config().save(SavedEndpoint(f"{sys.argv[1]}{number}", "x", "runpod"))
+"""
+
+
+def test_two_processes_that_save_at_once_lose_nothing():
+    kernels = [
+        subprocess.Popen([sys.executable, "-c", SAVING, name], stdin=subprocess.PIPE, text=True)
+        for name in "ab"
+    ]
+    for kernel in kernels:
+        kernel.stdin.write("go\n")
+        kernel.stdin.close()
+    assert [kernel.wait(30) for kernel in kernels] == [0, 0]
+    assert len(Config().endpoints) == 40
+    assert [path.name for path in Config().user_file.parent.iterdir()] == ["endpoints.toml"]
+
+
+def test_a_lock_is_waited_for_and_a_crashs_lock_is_taken_over(config, monkeypatch):
+    monkeypatch.setattr("notebook_ext.config.LOCK_PATIENCE", 0.02)
+    lock = write(config.user_file.with_name(".endpoints.toml.lock"), "")
+    with pytest.raises(ConfigurationError, match="being changed by another program; nothing was saved"):
+        config.save(LLAMA)
+    assert lock.exists()
+    old = lock.stat().st_mtime - 11
+    os.utime(lock, (old, old))
+    config.save(LLAMA)
+    assert config.endpoints == {"llama": LLAMA}
+    assert not lock.exists()
+
+
+# ------------------------------------------------------------------ what else is refused or put right
+
+
+@pytest.mark.parametrize("field", ["name", "endpoint_id", "provider", "profile", "key_variable"])
+@pytest.mark.parametrize("key", ["rpa_" + "X7YZ09QW" * 5, "9f86d081884c7d659a2feaa0c55ad015"])
+def test_no_field_takes_a_key(field, key):
+    value = f"https://example.com/{key}/v2" if field == "provider" else key
+    with pytest.raises(ConfigurationError, match="keys are never saved") as caught:
+        SavedEndpoint(**{"name": "a", "endpoint_id": "b", "provider": "runpod", field: value})
+    assert key not in str(caught.value)
+
+
+def test_a_key_in_a_file_is_not_repeated(config):
+    key = "rpa_" + "X7YZ09QW" * 5
+    write(config.user_file, f"[endpoints.{key}]\nid = 'x'\nprovider = 'runpod'\n")
+    with pytest.raises(ConfigurationError) as caught:
+        _ = config.endpoints
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize("variable", ["rpa_ABC123", "AbC", "", "1A", "A B", "A-B", "A\n"])
+def test_what_is_no_variables_name(variable):
+    with pytest.raises(ConfigurationError, match=r"\*name\* of a variable"):
+        SavedEndpoint("a", "b", "runpod", key_variable=variable)
+
+
+@pytest.mark.parametrize("variable", ["RUNPOD_API_KEY", "_K2", "team_key"])
+def test_names_of_variables(variable):
+    assert SavedEndpoint("a", "b", "runpod", key_variable=variable).key_variable == variable
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("https://api.runpod.ai/v2", "runpod"),
+        ("https://API.runpod.ai/v2/", "runpod"),
+        ("RunPod", "runpod"),
+        ("https://api.tensorone.ai/v2", "tensorone"),
+        ("tensorone-rest", "tensorone-rest"),
+        ("https://example.com/v2/", "https://example.com/v2"),
+    ],
+)
+def test_a_known_providers_url_becomes_its_name(given, kept):
+    assert SavedEndpoint("a", "b", given).provider == kept
+
+
+def test_a_url_stays_where_the_name_stands_for_another(monkeypatch):
+    monkeypatch.setenv("TENSORONE_BASE_URL", "https://moved.example/v2")
+    url = "https://api.tensorone.ai/v2"
+    assert SavedEndpoint("a", "b", url).provider == url
+    assert SavedEndpoint("a", "b", "tensorone").provider == "tensorone"

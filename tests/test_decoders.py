@@ -262,3 +262,20 @@ def test_no_value_makes_a_decoder_raise(make, chunks, output):
     assert final.tokens is None or isinstance(final.tokens, int)
     unstreamed = make().finish(output)
     assert unstreamed.text is None or isinstance(unstreamed.text, str)
+
+
+# ------------------------------------------------------------------ half characters in events
+
+
+def test_a_character_cut_between_two_events_is_whole():
+    said = sse(delta(content="a\ud83d"), delta(content=""), delta(content="\ude00b"), delta(content="\ud83d"))
+    shown, final = decode(OpenAIDecoder(), [said[:40], said[40:]])
+    assert shown == "a\U0001f600b"
+    assert final == Final("a\U0001f600b\ufffd", "a\U0001f600b\ufffd")
+
+
+def test_half_characters_in_other_documents_are_replaced():
+    decoder = OpenAIDecoder()
+    shown, final = decode(decoder, [sse({"half": "\ud83d"}, {"error": {"message": "\ud83d"}})])
+    assert decoder.error == "\ufffd"
+    (shown + str(final)).encode()

@@ -15,6 +15,7 @@ from markdown_it import MarkdownIt
 from notebook_ext.cell import TerminalCell
 from notebook_ext.display import (
     LONG_TEXT,
+    NOTHING,
     JobDisplay,
     LiveMarkdown,
     MarkdownBlocks,
@@ -403,9 +404,10 @@ def test_a_shared_cell_is_never_cleared():
     screen.loop.go_to(1)
     display.add("the end")
     display.finish([], FOOTER)
-    before, first, *texts = screen.bundles
+    before, first, *texts, last = screen.bundles
     assert before == {"text/plain": "printed before"}
-    assert first == FOOTER  # where the strip was
+    assert first == NOTHING  # where the strip was
+    assert last == FOOTER
     assert "".join(bundle["text/plain"] for bundle in texts) == hard_text(3_000) + "the end"
     assert loop is None
 
@@ -427,6 +429,26 @@ def test_a_long_text_stays_in_its_blocks_with_the_footer_above_and_below():
     assert len(screen.outputs) in {blocks + 3, blocks + 2}
     assert screen.text == text
     assert all("text/plain" in bundle for bundle in screen.bundles)
+
+
+def test_what_cannot_be_shown_does_not_hide_the_end_of_the_job():
+    for owns_cell in (True, False):
+        screen, strip = Screen(), Strip()
+        display = JobDisplay(screen, screen.loop, strip=strip, owns_cell=owns_cell)
+        show = screen.show
+
+        def picky(bundle, show=show, **options):
+            if "half" in str(bundle):
+                raise UnicodeEncodeError("utf-8", "half", 0, 1, "surrogates not allowed")
+            show(bundle, **options)
+
+        screen.show = picky
+        with pytest.raises(UnicodeEncodeError):
+            display.add("half of a pair")
+        with pytest.raises(UnicodeEncodeError):
+            display.finish([], FOOTER)
+        assert screen.bundles[-1] == FOOTER
+        assert strip.closed
 
 
 def test_a_headless_cell_gets_only_what_is_final():

@@ -11,7 +11,15 @@ from keyring.backends import fail, null
 
 from notebook_ext import config, keys
 from notebook_ext.errors import ConfigurationError
-from notebook_ext.keys import find_key, forget_keys, looks_like_key, remember_key, require_key
+from notebook_ext.keys import (
+    doubt_keyring,
+    find_key,
+    find_or_require,
+    forget_keys,
+    looks_like_key,
+    remember_key,
+    require_key,
+)
 from notebook_ext.providers import RUNPOD, Provider, local, resolve
 
 KEY = "rpa_" + "Z9y8X7w6" * 5
@@ -54,6 +62,7 @@ def _no_keys(monkeypatch):
 def test_config_is_the_door_to_it():
     assert config.find_key is find_key
     assert config.require_key is require_key
+    assert config.find_or_require is find_or_require
 
 
 def test_nowhere_a_key():
@@ -242,3 +251,62 @@ def test_job_ids_never_look_like_keys(identity, suffix):
 @given(st.text())
 def test_any_text_can_be_looked_at(text):
     assert looks_like_key(text) in (True, False)
+
+
+# ------------------------------------------------------------------ the key of the next request
+
+
+class Counting(Backend):
+    def __init__(self):
+        super().__init__()
+        self.asked = 0
+
+    def get_password(self, service, username):
+        self.asked += 1
+        return super().get_password(service, username)
+
+
+def test_a_keyring_is_asked_once_until_a_key_changes_or_is_refused():
+    backend = Counting()
+    keyring.set_keyring(backend)
+    backend.kept["notebook_ext", "runpod"] = "old"
+    for _ in range(3):
+        assert find_or_require(RUNPOD, name="llama")() == "old"
+    assert backend.asked == 2  # for the name, and for the provider
+    backend.kept["notebook_ext", "runpod"] = "new"
+    assert find_or_require(RUNPOD, name="llama")() == "old"
+    doubt_keyring()
+    assert find_or_require(RUNPOD, name="llama")() == "new"
+    remember_key(RUNPOD, KEY, name="llama")
+    assert find_or_require(RUNPOD, name="llama")() == KEY
+
+
+def test_memory_and_environment_are_looked_at_each_time(monkeypatch):
+    assert find_or_require(local("http://127.0.0.1:1/v2", lambda: None)) is None
+    monkeypatch.setenv("RUNPOD_API_KEY", "first")
+    assert find_or_require(RUNPOD)() == "first"
+    monkeypatch.setenv("RUNPOD_API_KEY", "second")
+    assert find_or_require(RUNPOD)() == "second"
+    remember_key(RUNPOD, "typed")
+    assert find_or_require(RUNPOD)() == "typed"
+    monkeypatch.setenv("OWN", "own")
+    forget_keys()
+    assert find_or_require(RUNPOD, variable="OWN")() == "own"
+
+
+def test_a_server_on_this_machine_needs_none_and_its_absence_is_remembered():
+    backend = Counting()
+    keyring.set_keyring(backend)
+    here = resolve("http://127.0.0.1:9/v2")
+    for _ in range(3):
+        assert find_or_require(here) is None
+    assert backend.asked == 1
+
+
+def test_a_missing_key_elsewhere_is_looked_for_anew():
+    backend = Counting()
+    keyring.set_keyring(backend)
+    with pytest.raises(ConfigurationError, match="%endpoint login llama"):
+        find_or_require(RUNPOD, name="llama")
+    backend.kept["notebook_ext", "runpod"] = KEY  # typed in another kernel
+    assert find_or_require(RUNPOD, name="llama")() == KEY

@@ -38,7 +38,7 @@ OURS = {
     "loop": "",
     "handle": "types errors",
     "connection": "types errors client@typing handle@typing providers@typing session@typing",
-    "watcher": "handle types errors client@typing connection@typing journal@typing",
+    "watcher": "following handle types errors client@typing connection@typing journal@typing",
     "session": "watcher loop connection handle journal config providers types errors "
     "client@late limits@late transport@late server@late",
     # What a person types

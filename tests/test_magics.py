@@ -172,7 +172,7 @@ def boom(job: dict[str, Any]) -> None:
 
 def test_the_first_line_needs_no_account(notebook):
     text = notebook.run(
-        "%endpoint run -p tokens_per_second=2000 -p max_tokens=20 -- Write a haiku about queues"
+        "%endpoint run -p tokens_per_second=100 -p max_tokens=60 -- Write a haiku about queues"
     )
     assert "no model" in text
     assert re.search(
@@ -617,6 +617,15 @@ def test_a_timeout_may_leave_the_job_running(notebook, gate):
         ("%endpoint serve x --handler openai", "URL"),
         ("%endpoint serve x --stop", "not served here"),
         ("%endpoint forget echo", "--stop"),
+        ("%endpoint serve x --handler eccho", "did you mean 'echo'?"),
+        ("%endpoint run --timeout 0 -- hi", "--timeout is a time from now on"),
+        ("%endpoint run --ttl 0s -- hi", "--ttl is a time from now on"),
+        ("%endpoint run -o 2x -- hi", "'2x' cannot be a variable's name"),
+        ("%endpoint run -o a.b -- hi", "'a.b' cannot be a variable's name"),
+        ("%endpoint class << run -- hi", "'class' cannot be a variable's name"),
+        ("%%endpoint run echo -p prompt=x\nhi", "the text is the prompt"),
+        ("%%endpoint run demo -p messages=x\nhi", "the text is the messages"),
+        ("%endpoint status audience", "'audience' is no job: the variable is of type str"),
         ("%endpoint use nobody", "no endpoint 'nobody'"),
         ("%endpoint help stauts", "did you mean 'status'?"),
     ],
@@ -749,9 +758,15 @@ def test_a_broken_body_fails_with_its_own_traceback_and_serves_nothing(notebook)
     ran = notebook.try_("%%endpoint serve up\ndef handler(job):\n    return 1\n1 / 0")
     assert not ran.success
     assert "ZeroDivisionError" in ran.text
-    assert "----> 3 1 / 0" in ran.text
+    assert "----> 4 1 / 0" in ran.text  # the line in the whole cell
+    assert f"Cell In[{len(notebook.names['In']) - 1}], line 4" in ran.text
+    assert "verbs.py" not in ran.text
+    assert "interactiveshell" not in ran.text
+    plain = notebook.try_("\ndef handler(job)").text
     assert "up" not in notebook.session.names()
-    assert "SyntaxError" in notebook.try_("%%endpoint serve up\ndef handler(job)").text
+    ran = notebook.try_("%%endpoint serve up\ndef handler(job)")
+    assert not ran.success
+    assert re.sub(r"In\[\d+\]", "", ran.text) == re.sub(r"In\[\d+\]", "", plain)
     assert "defines no function 'handler'" in notebook.error("%%endpoint serve up\nx = 1")
 
 
@@ -844,6 +859,36 @@ def test_purge_asks(notebook, gate, monkeypatch, typed, removed):
     assert ("1 queued job of gate removed" in text) is removed
     assert TRACEBACK not in text
     notebook.run("%endpoint cancel --all")
+
+
+def test_purge_of_an_empty_queue_asks_nothing(echo, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("asked"))
+    assert echo.run("%endpoint purge echo") == "nothing is queued on echo\n"
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_any_line_shows_its_verbs_help(notebook, flag):
+    assert notebook.run(f"%endpoint status {flag}") == notebook.run("%endpoint help status")
+    assert notebook.run(f"%endpoint run demo {flag} -- not sent") == notebook.run("%endpoint help run")
+    assert notebook.run(f"%%endpoint runsync {flag}\nnot sent") == notebook.run("%endpoint help runsync")
+    assert notebook.run(f"%endpoint {flag}") == notebook.run("%endpoint help")
+    assert notebook.session.handles == {}
+
+
+def test_a_job_in_a_variable_of_a_function_is_found(echo):
+    cell = "def f():\n    mine = %endpoint run -q -- hi\n    return get_ipython().run_line_magic('endpoint', 'result mine')\nf()"
+    assert echo.value(cell) == {"prompt": "hi"}
+
+
+def test_a_rate_is_told_only_where_enough_came_in_enough_time(notebook):
+    def slow(job: dict[str, Any]) -> Iterator[str]:
+        for _ in range(4):
+            yield "x"
+            time.sleep(0.06)
+
+    notebook.handlers(slow=slow, quick=lambda job: iter("abcdefgh"))
+    assert "chunks/s" in notebook.run("%endpoint run slow -- hi")
+    assert "chunks/s" not in notebook.run("%endpoint run quick -- hi")
 
 
 def test_purge_does_not_ask_twice(echo):

@@ -378,3 +378,52 @@ def test_what_is_nested_too_deeply_is_not_read_and_breaks_nothing(opening: str) 
 
 def test_dialects_name_themselves() -> None:
     assert (RUNPOD_DIALECT.name, TENSORONE_REST_DIALECT.name) == ("runpod", "tensorone-rest")
+
+
+# ---------------------------------------------------------------------------------- what nothing can store
+
+
+def test_half_characters_end_at_the_door() -> None:
+    half = "half \ud83d"
+    document = {"id": half, "status": half, "workerId": half, "output": {half: [half]}, "error": {half: half}}
+    job = read_job(document, endpoint="ep")
+    status, chunks = read_stream(
+        {"status": half, "stream": [{"output": {half: half}, "metrics": {half: half}}]}
+    )
+    health = read_health({"jobs": {half: 1}, "workers": {}})
+    for value in (job, status, chunks, health):
+        assert "\\ud83d" not in repr(value)
+    assert job.output == {"half \ufffd": ["half \ufffd"]}
+
+
+@pytest.mark.parametrize("shape", [json.dumps, repr, lambda error: error])
+def test_half_characters_in_any_shape_of_error_are_mended(shape) -> None:
+    error = read_worker_error(shape({"error_message": "half \ud83d", "error_type": "\ud83d"}))
+    assert (error.message, error.type) == ("half \ufffd", "\ufffd")
+
+
+def test_a_character_cut_between_two_chunks_is_in_the_later_one() -> None:
+    rows = [{"output": "a\ud83d"}, {"output": "\ude00b"}, {"output": {}}, {"output": "\ud83d"}]
+    for answer in (rows, {"status": "IN_PROGRESS", "stream": rows}, [row["output"] for row in rows]):
+        _, chunks = read_stream(answer, first_index=3)
+        assert [chunk.output for chunk in chunks] == ["a", "\U0001f600b", {}, "\ufffd"]
+        assert [chunk.index for chunk in chunks] == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("number", [10**30, 10**400, float("inf"), float("nan"), 2**31, -(10**30)])
+def test_numbers_that_no_job_can_have_are_left_out(number) -> None:
+    huge = number * 1000 if number == 2**31 else number
+    job = read_job(
+        {"id": "j", "status": "x", "retries": number, "delayTime": huge, "executionTime": huge}, endpoint="ep"
+    )
+    assert job.retries is None
+    if number != 2**31:
+        assert (job.delay_time, job.execution_time) == (None, None)
+
+
+def test_what_has_halves_and_is_too_deep_is_told() -> None:
+    deep: list = ["\ud83d"]
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(ProtocolError, match="nested too deeply"):
+        read_job({"id": "j", "status": "COMPLETED", "output": deep}, endpoint="ep")

@@ -13,10 +13,11 @@ from dataclasses import replace
 import pytest
 from rude import KEY, answer, rude, script
 
-from notebook_ext import watcher
+from notebook_ext import following, watcher
 from notebook_ext.config import Config, SavedEndpoint
 from notebook_ext.errors import (
     AnswerLost,
+    BadRequest,
     ConfigurationError,
     ConnectionFailed,
     EndpointError,
@@ -25,6 +26,7 @@ from notebook_ext.errors import (
     JobFailed,
     JobLost,
     JobTimedOut,
+    JournalError,
     ProtocolError,
     RateLimitError,
     ServerError,
@@ -180,16 +182,16 @@ def test_no_chunk_is_missed_between_two_looks() -> None:
         Owner(), number=1, endpoint="demo", profile="raw", input=1, submitted_at=0.0,
         job=Job(id="j", endpoint="demo", status=JobStatus.IN_PROGRESS),
     )  # fmt: skip
-    streamed = handle.streamed
 
-    def late(first=0):
-        found = streamed(first)
-        if not handle.done:
-            handle.saw(StreamChunk("last", len(found)))
-            handle.saw(Ended(None))
-        return found
+    class Late(list):
+        def __getitem__(self, part):
+            found = super().__getitem__(part)
+            if not handle.done:
+                handle.saw(StreamChunk("last", len(found)))
+                handle.saw(Ended(None))
+            return found
 
-    handle.streamed = late
+    handle._run.chunks = Late()
     assert [chunk.output for chunk in handle.chunks()] == ["last"]
 
 
@@ -1091,6 +1093,394 @@ def test_the_default_session_is_made_once_and_again_after_its_end() -> None:
     second = default_session()
     assert second is not first
     second.close()
+
+
+# ---------------------------------------------------------------------------------- given up, and followed again
+
+
+def rows(*outputs, status="IN_PROGRESS"):
+    return {"status": status, "stream": [{"output": output} for output in outputs]}
+
+
+@pytest.fixture
+def hasty(monkeypatch) -> None:
+    """Following pauses after a failure, and waits for a network; here hardly."""
+    monkeypatch.setattr(following.random, "uniform", lambda least, most: 0.001)
+    monkeypatch.setattr(following, "PATIENCE", 0.0)
+
+
+QUEUED, RUNNING = {"id": "job-1", "status": "IN_QUEUE"}, {"id": "job-1", "status": "IN_PROGRESS"}
+BUSY = answer({}, 429, Retry_After="0.001")
+
+
+class Interrupted:
+    """A server whose stream fails until it is told to go on."""
+
+    def __init__(self, failure, *, before=("a",), after=("b",), output=None) -> None:
+        self.failure, self.before, self.after, self.output = failure, [rows(*before)], [rows(*after)], output
+        self.is_back = threading.Event()
+        self.is_cancelled = False
+
+    def stream(self, asked):
+        if not self.is_back.is_set():
+            return self.before.pop() if self.before else self.failure
+        if self.is_cancelled:
+            return {"status": "CANCELLED", "stream": []}
+        return self.after.pop() if self.after else {"status": "COMPLETED", "stream": []}
+
+    def status(self, asked):
+        if self.is_cancelled:
+            return {"id": "job-1", "status": "CANCELLED"}
+        if self.is_back.is_set() and not self.after:
+            return {"id": "job-1", "status": "COMPLETED", "output": self.output or []}
+        return RUNNING
+
+    def cancel(self, asked):
+        self.is_cancelled = True
+        return RUNNING
+
+    def answers(self):
+        return script(run=QUEUED, stream=self.stream, status=self.status, cancel=self.cancel)
+
+
+def given_up(session, server):
+    handle = at(session, server).submit({})
+    with pytest.raises(EndpointError, match="The job itself may go on"):
+        handle.wait(5)
+    assert (handle.done, handle.is_over, handle.status) == (True, False, JobStatus.IN_PROGRESS)
+    return handle
+
+
+@pytest.mark.parametrize("failure", [None, BUSY])
+def test_a_job_that_is_no_longer_followed_is_active_and_can_be_stopped(
+    session, elsewhere, hasty, failure
+) -> None:
+    there = Interrupted(failure)
+    server = elsewhere(there.answers())
+    handle = given_up(session, server)
+    assert session.active() == [handle]
+    there.is_back.set()
+    stopped = handle.cancel()
+    assert stopped.confirmed
+    assert server.count("cancel") == 1
+    assert handle.status is JobStatus.CANCELLED
+    assert session.active() == []
+    with pytest.raises(JobCancelled):
+        handle.output(5)
+
+
+def test_a_button_and_the_end_of_the_session_stop_it_too(elsewhere, hasty) -> None:
+    for stop in (JobHandle.cancel_soon, lambda handle: handle._owner.close(cancel=True)):
+        session, there = Session(), Interrupted(BUSY)
+        server = elsewhere(there.answers())
+        handle = given_up(session, server)
+        there.is_back.set()
+        stop(handle)
+        eventually(lambda handle=handle: handle.status is JobStatus.CANCELLED)
+        assert server.count("cancel") == 1
+        session.close()
+
+
+@pytest.mark.parametrize(
+    ("failure", "output", "chunks"),
+    [(BUSY, [], ["a", "b"]), (None, ["a", "lost", "b"], ["a", "lost", "b"]), (None, [], ["a", "b"])],
+)
+def test_following_is_resumed_behind_what_was_seen(
+    session, elsewhere, hasty, failure, output, chunks
+) -> None:
+    there = Interrupted(failure, output=output)
+    handle = given_up(session, elsewhere(there.answers()))
+    assert [chunk.output for chunk in handle.streamed()] == ["a"]
+    seen, announced = [], []
+    session.watch(announced.append)
+    there.is_back.set()
+    session.resume(handle)
+    session.resume(handle)  # it is followed already
+    handle.subscribe(seen.append)
+    assert handle.output(5) == "".join(chunks)
+    assert [(chunk.index, chunk.output) for chunk in handle.chunks()] == list(enumerate(chunks))
+    assert [chunk.output for chunk in session.journal.chunks(1)] == chunks
+    assert announced == [handle, handle]
+    assert words(seen)[-2:] == ["COMPLETED", "Ended"]
+    is_incomplete = failure is None and not output
+    assert handle.notes == (["text may be missing: answers were lost on the way"] if is_incomplete else [])
+    session.resume(handle)
+    assert handle.done
+
+
+def test_a_look_at_a_job_that_is_no_longer_followed_tells_its_handle(session, elsewhere, hasty) -> None:
+    there = Interrupted(BUSY)
+    handle = given_up(session, elsewhere(there.answers()))
+    assert session.look(handle).status is JobStatus.IN_PROGRESS
+    assert handle.done
+    there.is_back.set()
+    there.after.clear()
+    assert session.look(handle).status is JobStatus.COMPLETED
+    assert (handle.status, handle.error, handle.value) == (JobStatus.COMPLETED, None, "a")
+    assert session.journal.get(1).job.status is JobStatus.COMPLETED
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_an_absent_network_is_waited_out(session, elsewhere, monkeypatch, sync) -> None:
+    monkeypatch.setattr(following.random, "uniform", lambda least, most: 0.001)
+    done = {"id": "job-1", "status": "COMPLETED", "output": 7}
+    busy = [BUSY] * 60
+    server = elsewhere(
+        script(run=QUEUED, runsync=QUEUED, stream=[*busy, rows(status="COMPLETED")], status=done,
+               status_sync=[*busy, done])
+    )  # fmt: skip
+    assert at(session, server).submit({}, sync=sync).output(10) == 7
+    assert server.count("stream", "status-sync") == 61
+
+
+# ---------------------------------------------------------------------------------- the journal fails
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"workerId": "\ud83d"}, {"retries": 10**30}, {"delayTime": 10**30}, {"output": "\ud83d"}],
+)
+def test_what_the_journal_cannot_hold_stops_nobody(session, elsewhere, said) -> None:
+    done = {"id": "job-1", "status": "COMPLETED", "output": 1, **said}
+    server = elsewhere(script(run={**QUEUED, **said}, stream=rows("\ud83d", status="COMPLETED"), status=done))
+    handle = at(session, server).submit({})
+    handle.wait(5)
+    assert (handle.done, handle.status) == (True, JobStatus.COMPLETED)
+
+
+def test_a_journal_that_fails_is_one_note(session, elsewhere, caplog) -> None:
+    gate = Gate()
+    handle = session.serve("demo", gate).submit({})
+    assert gate.started.wait(5)
+    session.on_loop(session.journal.close)
+    gate.go.set()
+    assert handle.output(5) == "firstlast"
+    assert handle.notes == ["the journal lacks some of this job: it could not be written"]
+    assert "@1: the journal :memory: could not be used" in caplog.text
+    with pytest.raises(JournalError):
+        session.connect("demo").submit({})
+
+
+def test_a_submission_that_is_never_answered_is_not_waited_for_without_end(
+    session, elsewhere, monkeypatch
+) -> None:
+    monkeypatch.setattr(watcher, "ID_PATIENCE", 0.05)
+    release = threading.Event()
+
+    async def run(asked):
+        while not release.is_set():
+            await asyncio.sleep(0.005)
+        return QUEUED
+
+    server = elsewhere(
+        script(run=run, stream=rows(status="COMPLETED"), status={**QUEUED, "status": "COMPLETED"})
+    )
+    handle = at(session, server).submit({})
+    stopped = handle.cancel()
+    assert not stopped.confirmed
+    assert "may have been queued" in str(stopped)
+    assert handle.status is JobStatus.AMBIGUOUS
+    assert not handle.is_over
+    release.set()
+    assert handle.wait(5).status is JobStatus.COMPLETED
+
+
+# ---------------------------------------------------------------------------------- retries that go wrong
+
+FAILED = {"id": "job-1", "status": "FAILED", "error": "no luck"}
+
+
+def failed(session, server):
+    handle = at(session, server).submit({})
+    with pytest.raises(JobFailed, match="no luck"):
+        handle.output(5)
+    return handle
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        (answer({}, 400), BadRequest),
+        (answer({}, 404), JobLost),
+        (None, AnswerLost),
+        (answer({}, 502), ServerError),
+    ],
+)
+def test_a_retry_that_was_not_taken_leaves_all_as_it_was(
+    session, elsewhere, monkeypatch, said, error
+) -> None:
+    monkeypatch.setattr("notebook_ext.exchange.FRESH_JOB", 0.0)
+    server = elsewhere(script(run=QUEUED, stream=rows("part", status="FAILED"), status=FAILED, retry=said))
+    handle = failed(session, server)
+    handle.notes.append("old")
+    job, seen = handle.job, []
+    session.watch(lambda handle: handle.subscribe(seen.append))
+    with pytest.raises(error):
+        handle.retry()
+    assert (handle.job, handle.done, handle.notes) == (job, True, ["old"])
+    assert [chunk.output for chunk in handle.streamed()] == ["part"]
+    with pytest.raises(JobFailed, match="no luck"):
+        list(handle.chunks())
+    eventually(lambda: words(seen)[-1] == "Ended")
+    assert [chunk.output for chunk in session.journal.chunks(1)] == ["part"]
+    assert server.count("retry") == 1
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_retry_whose_answer_is_lost_or_not_awaited_is_followed(elsewhere, answered) -> None:
+    arrived, release, retried = threading.Event(), threading.Event(), threading.Event()
+
+    async def retry(asked):
+        retried.set()
+        arrived.set()
+        while not release.is_set():
+            await asyncio.sleep(0.005)
+        return QUEUED if answered else None
+
+    done = {"id": "job-1", "status": "COMPLETED", "output": "new"}
+    server = elsewhere(
+        script(
+            run=QUEUED, retry=retry, stream=lambda _: rows(status="COMPLETED" if retried.is_set() else "FAILED"),
+            status=lambda _: done if retried.is_set() else FAILED,
+        )
+    )  # fmt: skip
+
+    def wait_step(future, timeout):
+        if is_interrupted.is_set():
+            assert arrived.wait(5)
+            is_interrupted.clear()
+            raise KeyboardInterrupt
+        return not concurrent.futures.wait([future], timeout).not_done
+
+    is_interrupted = threading.Event()
+    session = Session(wait_step=wait_step)
+    try:
+        handle = failed(session, server)
+        is_interrupted.set()
+        with pytest.raises(KeyboardInterrupt):
+            handle.retry()
+        assert (handle.done, handle.status) == (False, JobStatus.IN_QUEUE)
+        with pytest.raises(InputError, match="is IN_QUEUE: only a FAILED"):
+            handle.retry()  # the same button twice
+        release.set()
+        assert handle.output(5) == "new"
+        assert server.count("retry") == 1
+    finally:
+        session.close()
+
+
+def test_a_retry_begins_with_nothing_of_the_run_before(session) -> None:
+    gate, tries = Gate(), []
+
+    async def handler(job):
+        tries.append(1)
+        yield f"try {len(tries)}"
+        if len(tries) == 1:
+            raise RuntimeError
+        async for chunk in gate(job):
+            yield chunk
+
+    handle = session.serve("demo", handler).submit({})
+    early = iter(handle.chunks())
+    assert next(early).output == "try 1"
+    handle.wait(5)
+    handle.notes.append("old")
+    handle.retry()
+    assert (handle.notes, handle.was_stopped, handle.job.error) == ([], False, None)
+    assert gate.started.wait(5)
+    with pytest.raises(JobFailed):  # a loop over the first run ends with it
+        next(early)
+    gate.go.set()
+    assert handle.output(5) == "try 2firstlast"
+
+
+def test_only_what_was_asked_to_stop_was_stopped(session, elsewhere) -> None:
+    done = session.serve("demo", "echo").submit(1)
+    done.wait(5)
+    assert done.cancel().confirmed
+    assert not done.was_stopped
+    server = elsewhere(
+        script(run=QUEUED, cancel=answer({}, 403), stream=rows(), status=RUNNING, status_sync=RUNNING)
+    )
+    refused = at(session, server).submit({})
+    assert not refused.cancel().confirmed
+    assert not refused.was_stopped
+    gate = Gate()
+    running = session.serve("slow", gate).submit({})
+    assert gate.started.wait(5)
+    stopped = running.cancel()
+    assert running.was_stopped
+    assert repr(stopped) == str(stopped)
+
+
+# ---------------------------------------------------------------------------------- threads, readers, the end
+
+
+def test_subscribers_are_called_on_one_thread_that_waits_for_no_other(session) -> None:
+    gate, threads = Gate(), set()
+    handle = session.serve("demo", gate).submit({})
+    assert gate.started.wait(5)
+    handle.subscribe(lambda event: threads.add(threading.current_thread().name))
+    with pytest.raises(ConfigurationError, match="own thread would never end"):
+        handle.subscribe(lambda event: handle.cancel())
+    gate.go.set()
+    handle.wait(5)
+    assert threads == {"notebook_ext"}
+    session.close()
+    after = []
+    handle.subscribe(after.append)()
+    assert words(after)[-1] == "Ended"
+
+
+def test_a_job_that_is_known_has_one_reader(session) -> None:
+    gate = Gate()
+    connection = session.serve("demo", gate)
+    handle = connection.submit({})
+    assert gate.started.wait(5)
+    eventually(lambda: handle.id)
+    assert session.adopt(connection, handle.id) is handle
+    job = session.ask(connection.endpoint.status(handle.id))
+    assert session.on_loop(session._adopt, connection, job) is handle  # two at once
+    other = session.serve("other", "echo")
+    with pytest.raises(JobLost):
+        session.adopt(other, handle.id)
+    gate.go.set()
+    assert handle.output(5) == "firstlast"
+
+
+def test_what_was_served_here_is_lost_with_its_session() -> None:
+    session, gate = Session(), Gate()
+    connection = session.serve("demo", gate)
+    running, queued = connection.submit(1), connection.submit(2)
+    assert gate.started.wait(5)
+    last = connection.submit(3)  # its task has perhaps not begun when the session closes
+    session.close()
+    for handle in (running, queued, last):
+        assert (handle.status, handle.done) == (JobStatus.LOST, True)
+        with pytest.raises(EndpointError, match="ended with its endpoint, which was served here"):
+            handle.output()
+        with pytest.raises(ConfigurationError, match="served here, and ended with it") as caught:
+            handle.cancel()
+        assert "attach" not in str(caught.value)
+
+
+def test_a_session_that_hangs_closes_in_its_time_and_every_handle_ends(monkeypatch) -> None:
+    monkeypatch.setattr("notebook_ext.session.CLOSING", 0.2)
+    session, gate = Session(), Gate()
+    handle = session.serve("demo", gate).submit({})
+    assert gate.started.wait(5)
+    end_server, end_loop = session._server.stop, session.loop.close
+    with monkeypatch.context() as patch:
+        patch.setattr(session._watcher, "close", lambda: asyncio.sleep(60))
+        patch.setattr(session.loop, "close", lambda timeout: None)
+        started = time.monotonic()
+        session.close()
+        assert time.monotonic() - started < 2
+        assert (handle.status, handle.done) == (JobStatus.LOST, True)
+        with pytest.raises(EndpointError, match="the session closed while @1 was IN_PROGRESS"):
+            handle.output(0)
+    session.loop.submit(end_server()).result(5)
+    end_loop()
 
 
 # ---------------------------------------------------------------------------------- figures of a handle

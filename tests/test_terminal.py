@@ -114,7 +114,7 @@ def test_text_is_there_while_the_handler_holds_the_rest(gate):
     gate.until("first ")
     assert not Path("ended").exists()
     Path("go").touch()
-    assert re.match(r"last\n@1 · gate · COMPLETED · .* chunks/s\n", gate.prompt())
+    assert re.match(r"last\n@1 · gate · COMPLETED · .* first token .* s\n", gate.prompt())
 
 
 def test_control_c_stops_the_remote_job_and_says_so(gate):
@@ -181,10 +181,16 @@ def test_an_endpoint_cannot_steer_the_terminal(terminal):
 
 
 def test_purge_and_login_ask(terminal):
-    terminal.type("%endpoint purge demo")
-    terminal.until("Remove 0 queued jobs of demo (0 from this notebook)? [y/N] ")
+    terminal.run("import notebook_ext, threading; halt = threading.Event()")
+    terminal.run("waits = notebook_ext.serve('waits', lambda job: halt.wait(30))")
+    terminal.run("%endpoint run waits --bg -- 1")
+    terminal.run("%endpoint run waits --bg -- 2")
+    terminal.run("import time; time.sleep(0.5)")
+    terminal.type("%endpoint purge waits")
+    terminal.until("(1 from this notebook)? [y/N] ")
     terminal.type("n")
     assert terminal.prompt() == "nothing was removed"
+    terminal.run("halt.set()")
     terminal.type("%endpoint login runpod")
     terminal.until("Key of runpod: ")
     terminal._child.sendline("rpa_SECRET0SECRET0SECRET0SECRET")

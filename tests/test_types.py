@@ -20,6 +20,8 @@ from notebook_ext.types import (
     Progress,
     StreamChunk,
     WorkerError,
+    whole,
+    whole_text,
 )
 
 
@@ -143,3 +145,45 @@ def test_policies_take_seconds_or_a_timedelta() -> None:
 def test_a_worker_error_reads_as_one_sentence() -> None:
     assert str(WorkerError("bad weights", "ValueError")) == "ValueError: bad weights"
     assert str(WorkerError("bad weights")) == "bad weights"
+
+
+# ---------------------------------------------------------------------------------- whole characters
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("plain \U0001f600 é", "plain \U0001f600 é"),
+        ("half \ud83d", "half \ufffd"),
+        ("\ude00 half", "\ufffd half"),
+        ("\ud83d\ude00", "\U0001f600"),
+        ("\ud83d\ud83d\ude00", "\ufffd\U0001f600"),
+        ({"k\ud83d": [{"\ude00": "\ud83d"}]}, {"k\ufffd": [{"\ufffd": "\ufffd"}]}),
+        (
+            ["a\ud83d", "\ude00b\ud83d", "\ude00", 1, "\ud83d", "x"],
+            ["a", "\U0001f600b", "\U0001f600", 1, "\ufffd", "x"],
+        ),
+        (["\ud83d", 1, "\ude00"], ["\ufffd", 1, "\ufffd"]),
+    ],
+)
+def test_half_characters_are_mended(value, expected) -> None:
+    assert whole(value) == expected
+
+
+@given(st.text(st.characters(categories=["Cs", "Lu", "So"])))
+def test_a_whole_text_can_be_encoded_and_stays(text) -> None:
+    mended = whole_text(text)
+    mended.encode()
+    assert whole_text(mended) is mended
+    assert whole([text, {text: text}]) == [mended, {mended: mended}]
+
+
+def test_what_is_clean_is_given_back_however_deep() -> None:
+    value = deep = []
+    for _ in range(5000):
+        deep.append([])
+        deep = deep[0]
+    assert whole(value) is value
+    deep.append("\ud83d")
+    with pytest.raises(RecursionError):
+        whole(value)
