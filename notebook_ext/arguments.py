@@ -170,14 +170,12 @@ def _flag(name: str) -> str:
 
 
 def _refuse_two_prompts(profile: profiles.Profile, parameters: Mapping[str, Any]) -> None:
-    """Refuse a `-p` that takes the place of the text: one of the two would be lost without a word."""
-    place = profile.prompt or profile.messages
-    if place is None:
-        return
-    name = place.rpartition(".")[2]
-    given = parameters
-    for parent in place.split(".")[:-1]:
-        nested = given.get(parent)
-        given = nested if isinstance(nested, Mapping) else given
-    if name in given:
-        raise InputError(f"the text is the {name}, and -p {name}=... is another; give one of them")
+    """Refuse a `-p` beside a text that says the same: one of the two would be lost without a word."""
+    for place in filter(None, (profile.prompt, profile.messages)):
+        *parents, name = place.split(".")
+        given = parameters
+        for parent in parents:
+            nested = given.get(parent)
+            given = nested if isinstance(nested, Mapping) else given  # a root may be left out
+        if name in given:
+            raise InputError(f"there is a text, and -p {name}=... as well; give one of them")

@@ -431,10 +431,8 @@ class Verbs:
         try:
             # the magic's own line is the cell's first one: tracebacks count from there
             source, raw = ("\n" + text for text in (shell.transform_cell(body), body))
-            number = (
-                len(shell.history_manager.input_hist_parsed) - 1
-            )  # the count may be the next cell's by now
-            filename = shell.compile.cache(source, number, raw_code=raw)
+            cells = shell.history_manager.input_hist_parsed  # the shell's count may be the next cell's by now
+            filename = shell.compile.cache(source, len(cells) - 1, raw_code=raw)
             exec(compile(source, filename, "exec"), self._namespace)  # noqa: S102 - the user's own
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the cell reports all of them
             frames = error.__traceback__

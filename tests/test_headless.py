@@ -31,7 +31,7 @@ STREAMER = """
 import time
 def handler(job):
     for word in job["input"]["prompt"].split(" "):
-        time.sleep(0.02)
+        time.sleep(0.04)
         print("PRINTED BY THE HANDLER")
         yield word + " "
 """
@@ -47,6 +47,16 @@ def handler(job):
         yield "done"
     finally:
         (folder / "ended").touch()
+"""
+
+
+QUEUED = """
+import time
+from notebook_ext import connect, serve
+serve("slow", lambda job: time.sleep(1))
+jobs = [connect("slow").submit({}) for _ in range(3)]
+while not all(job.id for job in jobs):
+    time.sleep(0.01)
 """
 
 
@@ -306,7 +316,7 @@ def test_a_failed_job_fails_the_notebook_and_is_saved(cell, name, said):
         ("%%endpoint run demo\n{\"a\": }", "InputError", "line 1, column 7"),
         ("%endpoint connect llama abc123\n%endpoint run llama --bg -- hi", "ConfigurationError", "RUNPOD_API_KEY"),
         ("%endpoint login runpod", "ConfigurationError", "RUNPOD_API_KEY"),
-        ("%endpoint purge demo", "InputError", "--yes"),
+        (QUEUED + "%endpoint purge slow", "InputError", "--yes"),
     ],
 )  # fmt: skip
 def test_bad_input_fails_the_notebook_in_one_line(cell, name, said):

@@ -104,7 +104,7 @@ def own_kernel():
 
 def front_end(kernel=None) -> FrontEnd:
     """Without a shell of its own: a real event manager, and a kernel or none."""
-    shell = SimpleNamespace(showtraceback=lambda error: shown.append(error))
+    shell = SimpleNamespace(showtraceback=lambda error, tb_offset: shown.append(error))
     shown: list = []
     shell.shown = shown
     shell.events = EventManager(shell, available_events)
