@@ -155,6 +155,7 @@ class JobCells:
         try:
             self._front_end.wait(lambda: True)
         except KeyboardInterrupt:
+            cancels = cancels and not self._front_end.restart_follows()
             raise _interrupt(self._stop_or_detach([view.handle], [], cancels=cancels)) from None
         if self._front_end.is_headless:
             self._front_end.at_end_of_cell(lambda: self._waited(view, timeout, cancels))
@@ -198,6 +199,7 @@ class JobCells:
         try:
             done = self._front_end.wait(finished[0] if finished else over, timeout)
         except KeyboardInterrupt:
+            cancels = cancels and not self._front_end.restart_follows()
             raise _interrupt(self._stop_or_detach(handles, finished, cancels=cancels)) from None
         if not done:
             fate = self._stop_or_detach(handles, finished, cancels=cancels)

@@ -30,6 +30,9 @@ __all__ = ["STEP", "FrontEnd", "allow_nested_loops", "nest_asyncio_conflict"]
 STEP = 0.03
 """Seconds between two looks for clicks: shorter than a hand notices, 33 cheap calls a second."""
 
+RESTART_AFTER_INTERRUPT = 0.04
+"""Seconds within which a restart follows the interrupt that announces it."""
+
 _COMM = frozenset({"comm_open", "comm_msg", "comm_close"})
 
 _NEEDED = ("_parent_ident", "_publish_status", "get_parent", "session", "set_parent", "shell_handlers")
@@ -51,6 +54,7 @@ class FrontEnd:
         self._at_end: list[Callable[[], BaseException | None]] = []
         self._at_shutdown: list[Callable[[bool], None]] = []
         shell.events.register("post_run_cell", self._end_of_cell)
+        self._restarts = threading.Event()
         self._unwrap = self._wrap_shutdown()
 
     def close(self) -> None:
@@ -202,6 +206,14 @@ class FrontEnd:
                 result.error_in_exec = error
                 self._shell.showtraceback((type(error), error, error.__traceback__), tb_offset=0)
 
+    def restart_follows(self) -> bool:
+        """Whether an interrupt that has just come is only the beginning of a restart.
+
+        jupyter_client interrupts a kernel before it asks it to restart; the two are milliseconds
+        apart, so the answer takes that long.
+        """
+        return self._kernel is not None and self._restarts.wait(RESTART_AFTER_INTERRUPT)
+
     def on_shutdown(self, callback: Callable[[bool], None]) -> None:
         """Call before the kernel goes; in a terminal, where no kernel goes, never.
 
@@ -217,6 +229,8 @@ class FrontEnd:
             return lambda: None
 
         def do_shutdown(restart: bool) -> Any:
+            if restart:
+                self._restarts.set()
             for callback in self._at_shutdown[:]:
                 try:
                     callback(restart)

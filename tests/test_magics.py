@@ -624,7 +624,10 @@ def test_a_timeout_may_leave_the_job_running(notebook, gate):
         ("%endpoint run -o a.b -- hi", "'a.b' cannot be a variable's name"),
         ("%endpoint class << run -- hi", "'class' cannot be a variable's name"),
         ("%%endpoint run echo -p prompt=x\nhi", "there is a text, and -p prompt=... as well"),
-        ("%%endpoint run demo -p messages=x\nhi", "there is a text, and -p messages=... as well"),
+        (
+            "%%endpoint run echo --profile vllm -p messages=x\nhi",
+            "there is a text, and -p messages=... as well",
+        ),
         ("%endpoint status audience", "'audience' is no job: the variable is of type str"),
         ("%endpoint use nobody", "no endpoint 'nobody'"),
         ("%endpoint help stauts", "did you mean 'status'?"),

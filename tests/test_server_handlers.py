@@ -125,7 +125,7 @@ async def async_raises(job):
     [
         (raises(SystemExit(3)), "SystemExit", "3"),
         (raises(KeyboardInterrupt()), "KeyboardInterrupt", "KeyboardInterrupt"),
-        (raises(ValueError("\ud800")), "ValueError", "\ud800"),
+        (raises(ValueError("\ud800")), "ValueError", "\ufffd"),
         (raises(asyncio.CancelledError()), "CancelledError", "CancelledError"),
         (async_raises, "ValueError", "async"),
         (raises(Unspeakable()), "Unspeakable", None),
