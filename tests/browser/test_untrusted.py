@@ -78,7 +78,7 @@ class Way:
 
 
 # One by one, as one may hide another; a fence is to hide all.
-WHOLE, FENCED, CUT = Way("whole", 1, 24, 1), Way("fenced", 10, 15, 1), Way("cut", 1, 11, 2)
+WHOLE, FENCED, CUT = Way("whole", 1, 15, 1), Way("fenced", 10, 12, 1), Way("cut", 1, 8, 2)
 # All that could act in a page, among what was made from an endpoint's text.
 FIND = """() => {
   const found = window.__pwned === undefined ? [] : [`executed ${window.__pwned} times`];
