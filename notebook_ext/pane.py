@@ -6,6 +6,7 @@ static end there. While no page shows it, nothing is asked and nothing is drawn.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import time
 import uuid
@@ -29,7 +30,7 @@ QUESTION_TIME = 15.0
 """Seconds for which a question stands; then what it counts may be something else."""
 
 
-class Pane:
+class Pane(abc.ABC):
     """One panel in its cell, from its opening to its static end.
 
     `over` is done with the reason when it ends; `unseen` when no page shows the end any more.
@@ -178,17 +179,17 @@ class Pane:
 
     # ------------------------------------------------------------------ of each kind
 
+    @abc.abstractmethod
     def begin(self) -> None:
         """Feed the widget."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def rest(self) -> None:
         """Feed it no longer."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def static(self, reason: str) -> render.Bundle:
         """What is left of it, and saved."""
-        raise NotImplementedError
 
 
 def in_words(error: EndpointError) -> str:
