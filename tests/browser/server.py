@@ -25,6 +25,7 @@ SETTINGS = {
     # Every cell stays in the page, wherever it is scrolled to.
     "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
 }
+LAUNCHER = Path(__file__).with_name("kernel.py")
 KERNEL_ENVIRON = {"PYTHON_KEYRING_BACKEND": "keyring.backends.null.Keyring"}
 
 
@@ -63,7 +64,7 @@ class Server:
         """Say how this kernel is started from now on."""
         folder = self.folder / "data" / "kernels" / name
         folder.mkdir(parents=True, exist_ok=True)
-        command = [str(self.kernels[name]), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        command = [str(self.kernels[name]), str(LAUNCHER), "-f", "{connection_file}"]
         spec = {
             "argv": command,
             "display_name": name,
