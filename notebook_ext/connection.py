@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from notebook_ext.types import ExecutionPolicy
 
@@ -45,9 +46,15 @@ class Submission:
             "execution_timeout": self.policy.execution_timeout,
             "ttl": self.policy.ttl,
             "low_priority": self.policy.low_priority or None,
-            "webhook": self.webhook,
+            "webhook": None if self.webhook is None else _without_secrets(self.webhook),
         }
         return {name: value for name, value in asked.items() if value is not None}
+
+
+def _without_secrets(url: str) -> str:
+    """A URL without its user and its query, where tokens stand."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 class Connection:

@@ -15,7 +15,7 @@ from notebook_ext.types import Health, Job, JobStatus, StreamChunk
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
-__all__ = ["Ended", "Event", "JobHandle", "Stopped"]
+__all__ = ["Ended", "Event", "JobHandle", "Queued", "Stopped"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,9 +35,22 @@ class Ended:
     error: EndpointError | None
 
 
-Event = Job | StreamChunk | Health | Ended
-"""What a subscriber gets: a snapshot when the job changed, a chunk, the endpoint's counters while
-the job waits in the queue, and `Ended` last."""
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """Why a job may still be waiting in the queue.
+
+    Args:
+        health: The endpoint's counters.
+        cold_starts: Seconds that earlier jobs here waited for a worker to start, newest first.
+    """
+
+    health: Health
+    cold_starts: tuple[float, ...] = ()
+
+
+Event = Job | StreamChunk | Queued | Ended
+"""What a subscriber gets: a snapshot when the job changed, a chunk, what is known of the queue while
+the job waits in it, and `Ended` last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,10 +328,15 @@ class JobHandle:
             return Stopped(self, confirmed=False)
         return stopping.result()
 
-    def cancel_soon(self) -> None:
-        """Stop the remote job without waiting here: what a button does."""
-        if not self.is_over and not self._owner.closed:
-            self._owner.stop(self)
+    def cancel_soon(self) -> concurrent.futures.Future[Stopped] | None:
+        """Stop the remote job without waiting here: what a button does.
+
+        Returns:
+            What became of it, later; None where nothing is left to stop.
+        """
+        if self.is_over or self._owner.closed:
+            return None
+        return self._owner.stop(self)
 
     def retry(self) -> JobHandle:
         """Queue it again, under the same id, and follow it again.
@@ -393,6 +411,19 @@ class JobHandle:
         """Keep what a reader of the result should know, once."""
         if text not in self.notes:
             self.notes.append(text)
+
+    def recall(self, chunks: list[StreamChunk], ended: Ended | None, *, age: float) -> None:
+        """Know again what the journal kept of it.
+
+        Args:
+            chunks: What had been streamed.
+            ended: How it ended; None where it is to be followed.
+            age: Seconds since it was submitted.
+        """
+        self._run = _Run(started=time.monotonic() - max(0.0, age), chunks=chunks, ended=ended)
+        _tell(self._run.id_known)
+        if ended is not None:
+            _tell(self._run.done)
 
     def go_on(self) -> None:
         """Be followed again after the follower gave up; what was seen stays."""

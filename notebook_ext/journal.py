@@ -1,107 +1,78 @@
 """The memory of every job: one SQLite database, written before anything is sent.
 
-Only the session's loop thread writes. Keys and bucket credentials never enter it.
+Several kernels share the file; each job is written by the session that owns it, on that session's
+loop thread. Keys and bucket credentials never enter it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import sqlite3
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from notebook_ext.entry import COLUMNS, Entry, from_row, job_to_row, to_row
 from notebook_ext.errors import JournalError
-from notebook_ext.types import Job, JobStatus, StreamChunk, WorkerError
+from notebook_ext.leases import Presence
+from notebook_ext.schema import migrate
+from notebook_ext.types import Job, StreamChunk
+from notebook_ext.values import Values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["Entry", "Journal", "body_hash"]
+__all__ = ["Found", "Journal", "Pruned"]
 
-_MIGRATIONS: Sequence[str] = (
-    # Append only: a file that somebody has was made by these very statements.
-    """
-    CREATE TABLE jobs (
-        number INTEGER PRIMARY KEY AUTOINCREMENT,
-        job_id TEXT NOT NULL DEFAULT '',
-        endpoint TEXT NOT NULL,
-        provider TEXT NOT NULL,
-        base_url TEXT NOT NULL,
-        operation TEXT NOT NULL,
-        profile TEXT NOT NULL,
-        input TEXT NOT NULL,
-        options TEXT NOT NULL,
-        body_hash TEXT NOT NULL,
-        cell TEXT,
-        submitted_at REAL NOT NULL,
-        status TEXT NOT NULL,
-        output TEXT,
-        error TEXT,
-        delay_time REAL,
-        execution_time REAL,
-        worker_id TEXT,
-        retries INTEGER,
-        seen_at REAL NOT NULL
-    );
-    CREATE INDEX jobs_by_id ON jobs (job_id);
-    CREATE TABLE chunks (
-        number INTEGER NOT NULL REFERENCES jobs (number) ON DELETE CASCADE,
-        position INTEGER NOT NULL,
-        output TEXT NOT NULL,
-        PRIMARY KEY (number, position)
-    ) WITHOUT ROWID;
-    """,
-)
+BUSY = 1.0
+"""Seconds to wait for another kernel's write."""
+KEPT_DAYS, KEPT_MEGABYTES = 180.0, 1024.0
+"""What is older, and then what is oldest, is removed when a journal has outgrown this."""
+COLD_STARTS = 20
+"""How many of an endpoint's last cold starts are looked at."""
+INDEXED = 20_000
+"""Characters of a prompt, and of an answer, that a search sees."""
 
-
-_COLUMNS = (
-    "number, job_id, endpoint, provider, base_url, operation, profile, input, options, cell,"
-    " submitted_at, status, output, error, delay_time, execution_time, worker_id, retries, seen_at"
-)
-
-
-_UNWRITABLE = (sqlite3.Error, ValueError, OverflowError, RecursionError)
+_UNWRITABLE = (sqlite3.Error, OSError, ValueError, OverflowError, RecursionError)
 """A full disk; half of a surrogate pair; a number too large for SQLite; JSON that is too deep."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One job as the journal knows it.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A job that a search found.
 
     Args:
-        number: This journal's number for it: `@17`. 0 before it is added.
-        endpoint: The name or id it was submitted to.
-        provider: The provider's name.
-        base_url: Where it was sent.
-        operation: run or runsync.
-        profile: How its input was laid out and its output is read.
-        input: What the worker receives.
-        options: Policy, webhook and the like, as they were asked; never credentials.
-        cell: The notebook cell's id, where the front end tells it.
-        submitted_at: Seconds since the epoch.
-        job: The last snapshot.
+        entry: The job.
+        excerpt: Where the words stand, in its prompt or its answer.
     """
 
-    number: int = 0
-    endpoint: str
-    provider: str
-    base_url: str
-    operation: str = "run"
-    profile: str = "raw"
-    input: Any = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    cell: str | None = None
-    submitted_at: float
-    job: Job
+    entry: Entry
+    excerpt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What was removed because a journal had outgrown its limits.
+
+    Args:
+        jobs: How many.
+        freed: Bytes.
+        oldest: When the oldest job that is left was submitted; None where none is left.
+    """
+
+    jobs: int
+    freed: int
+    oldest: float | None
 
 
 class Journal:
     """Jobs and their chunks, in a SQLite file or in memory.
 
     Args:
-        path: The file; ":memory:" forgets everything with the kernel.
+        path: The file; large values and the signs of life of the sessions that use it are in a
+            folder beside it. ":memory:" forgets everything with the kernel.
 
     Raises:
         JournalError: It cannot be opened, or was written by a newer version.
@@ -109,27 +80,42 @@ class Journal:
 
     def __init__(self, path: str = ":memory:") -> None:
         self.path = path
+        self.warning: str | None = None
+        self.is_kept = path != ":memory:"
+        beside = Path(f"{path}.d") if self.is_kept else None
         with contextlib.ExitStack() as undo:
             try:
+                if beside is not None:
+                    beside.parent.mkdir(parents=True, exist_ok=True)
                 # Opened on one thread and used on the loop's; there is only one writer.
-                self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+                self._db = sqlite3.connect(path, timeout=BUSY, check_same_thread=False, isolation_level=None)
                 undo.callback(self._db.close)
+                self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = NORMAL")
                 self._db.execute("PRAGMA foreign_keys = ON")
-                self._migrate()
-            except sqlite3.Error as error:
+                migrate(self._db)
+                self._presence = Presence(beside / "sessions" if beside else None)
+                self._values = Values(beside / "values" if beside else None)
+            except (sqlite3.Error, OSError, JournalError) as error:
                 raise JournalError(f"the journal {path} cannot be opened: {error}") from error
             undo.pop_all()
 
-    def _migrate(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > len(_MIGRATIONS):
-            raise JournalError(f"the journal {self.path} was written by a newer version of notebook_ext")
-        for number, statements in enumerate(_MIGRATIONS[version:], version + 1):
-            self._db.executescript(f"BEGIN; {statements} PRAGMA user_version = {number}; COMMIT;")
-
     def close(self) -> None:
+        """Give up what this session owns, and close the file."""
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("UPDATE jobs SET owner = NULL WHERE owner = ? AND NOT is_final", (self.owner,))
+        self._presence.close()
         self._db.close()
+
+    @property
+    def owner(self) -> str:
+        """This session's name as an owner of jobs."""
+        return self._presence.owner
+
+    def is_alive(self, owner: str | None) -> bool:
+        """Whether the session that follows a job is still there."""
+        return self._presence.is_alive(owner)
 
     @contextlib.contextmanager
     def _using(self) -> Iterator[sqlite3.Connection]:
@@ -139,77 +125,113 @@ class Journal:
         except _UNWRITABLE as error:
             raise JournalError(f"the journal {self.path} could not be used: {error}") from error
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """The database in one transaction."""
+        self._db.execute("BEGIN IMMEDIATE")
+        with self._db:  # commits, or rolls back
+            yield self._db
+
+    # ------------------------------------------------------------------ write
+
     def add(self, entry: Entry) -> int:
         """Commit a row before its job is submitted, and return its number.
+
+        It is on the disk when this returns, also if the power fails.
 
         Raises:
             ValueError: The input is not JSON; TypeError and RecursionError say the same.
             JournalError: It could not be written.
         """
-        row = (
-            entry.job.id,
-            entry.endpoint,
-            entry.provider,
-            entry.base_url,
-            entry.operation,
-            entry.profile,
-            json.dumps(entry.input),
-            json.dumps(dict(entry.options)),
-            body_hash(entry.endpoint, entry.input, entry.options),
-            entry.cell,
-            entry.submitted_at,
-            str(entry.job.status),
-            entry.job.seen_at,
-        )
+        row = to_row(entry, self._values.put) | {"owner": self.owner}
         with self._using() as db:
-            cursor = db.execute(
-                "INSERT INTO jobs (job_id, endpoint, provider, base_url, operation, profile, input, options,"
-                " body_hash, cell, submitted_at, status, seen_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                row,
-            )
-            return cursor.lastrowid or 0
+            db.execute("PRAGMA synchronous = FULL")
+            try:
+                with self._writing():
+                    cursor = db.execute(
+                        f"INSERT INTO jobs ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})",  # noqa: S608 - ours
+                        tuple(row.values()),
+                    )
+                    number = cursor.lastrowid or 0
+                    prompt = "\n".join(texts(entry.input))[:INDEXED]
+                    db.execute(
+                        "INSERT INTO texts (rowid, prompt, answer) VALUES (?, ?, '')",
+                        (number, _plain(prompt)),
+                    )
+            finally:
+                db.execute("PRAGMA synchronous = NORMAL")
+            return number
 
     def update(self, number: int, job: Job) -> None:
         """Keep a job's newest snapshot; its id too, once it is known."""
-        error = job.error
         with self._using() as db:
-            db.execute(
-                "UPDATE jobs SET job_id = ?, status = ?, output = ?, error = ?, delay_time = ?,"
-                " execution_time = ?, worker_id = ?, retries = ?, seen_at = ? WHERE number = ?",
-                (
-                    job.id,
-                    str(job.status),
-                    json.dumps(job.output) if job.has_output else None,
-                    None if error is None else json.dumps(_error_to_json(error)),
-                    job.delay_time,
-                    job.execution_time,
-                    job.worker_id,
-                    job.retries,
-                    job.seen_at,
-                    number,
-                ),
-            )
+            row = job_to_row(job, self._values.put)
+            db.execute(f"UPDATE jobs SET {_changes(row)} WHERE number = ?", (*row.values(), number))  # noqa: S608 - ours
 
     def append(self, number: int, chunks: Iterable[StreamChunk]) -> None:
         """Keep streamed chunks, all of them in one transaction."""
-        with self._using() as db:
-            rows = [(number, chunk.index, json.dumps(chunk.output)) for chunk in chunks]
-            db.execute("BEGIN")
-            with db:  # commits, or rolls back
+        with self._using():
+            rows = [(number, chunk.index, self._values.put(json.dumps(chunk.output))) for chunk in chunks]
+            with self._writing() as db:
                 db.executemany(
                     "INSERT OR REPLACE INTO chunks (number, position, output) VALUES (?, ?, ?)", rows
                 )
 
+    def finish(self, number: int, job: Job, notes: Sequence[str] = ()) -> None:
+        """Keep how a job ended, pack what it has streamed, and let a search find its answer."""
+        streamed = [chunk.output for chunk in self.chunks(number)]
+        answer = "".join(texts(streamed)) if streamed else "\n".join(texts(job.output))
+        with self._using():
+            row = job_to_row(job, self._values.put) | {
+                "streamed": self._values.put(json.dumps(streamed)) if streamed else None,
+                "notes": json.dumps(list(notes)),
+                "owner": None,
+            }
+            with self._writing() as db:
+                db.execute(f"UPDATE jobs SET {_changes(row)} WHERE number = ?", (*row.values(), number))  # noqa: S608 - ours
+                db.execute("DELETE FROM chunks WHERE number = ?", (number,))
+                db.execute("UPDATE texts SET answer = ? WHERE rowid = ?", (_plain(answer[:INDEXED]), number))
+
     def restart(self, number: int) -> None:
         """Forget what a job streamed: it was retried, and begins again."""
-        with self._using() as db:
+        with self._using(), self._writing() as db:
             db.execute("DELETE FROM chunks WHERE number = ?", (number,))
+            db.execute(
+                "UPDATE jobs SET streamed = NULL, notes = '[]', owner = ? WHERE number = ?",
+                (self.owner, number),
+            )
 
     def discard(self, number: int) -> None:
         """Forget a job that surely was never submitted."""
-        with self._using() as db:
+        with self._using(), self._writing() as db:
             db.execute("DELETE FROM jobs WHERE number = ?", (number,))
+            db.execute("DELETE FROM texts WHERE rowid = ?", (number,))
+
+    def was_cold(self, number: int) -> None:
+        """Remember that a job waited for a worker to start, so that its queue time is a cold start's."""
+        with self._using() as db:
+            db.execute("UPDATE jobs SET was_cold = 1 WHERE number = ?", (number,))
+
+    # ------------------------------------------------------------------ own
+
+    def claim(self, number: int, owner: str | None) -> bool:
+        """Become the one that follows a job; tells whether we are.
+
+        Args:
+            number: The job.
+            owner: Who was seen to own it, and to be gone.
+        """
+        with self._using() as db:
+            cursor = db.execute(
+                "UPDATE jobs SET owner = ? WHERE number = ? AND owner IS ?", (self.owner, number, owner)
+            )
+            return cursor.rowcount == 1
+
+    def open_entries(self) -> list[Entry]:
+        """The jobs that had not ended when they were last seen, oldest first."""
+        return self._select("WHERE NOT is_final ORDER BY number")
+
+    # ------------------------------------------------------------------ read
 
     def get(self, number: int) -> Entry | None:
         """The entry of a number."""
@@ -223,74 +245,160 @@ class Journal:
         """The entry that was added last."""
         return next(iter(self._select("ORDER BY number DESC LIMIT 1")), None)
 
-    def entries(self, *, active: bool = False, since: float | None = None) -> list[Entry]:
-        """All entries, oldest first.
+    def entries(
+        self, *, active: bool = False, since: float | None = None, limit: int | None = None
+    ) -> list[Entry]:
+        """Entries, oldest first.
 
         Args:
             active: Only those whose job is not final.
             since: Only those submitted after this (seconds since the epoch).
+            limit: The newest so many; None means all.
         """
-        rows = self._select("WHERE submitted_at >= ? ORDER BY number", since or 0.0)
-        return [entry for entry in rows if not (active and entry.job.status.is_final)]
+        where = "WHERE submitted_at >= ?" + (" AND NOT is_final" if active else "")
+        rows = self._select(
+            f"{where} ORDER BY number DESC LIMIT ?", since or 0.0, -1 if limit is None else limit
+        )
+        return rows[::-1]
 
-    def chunks(self, number: int) -> list[StreamChunk]:
-        """What a job has streamed so far, in order."""
+    def answer_to(self, digest: str) -> Entry | None:
+        """The newest COMPLETED job of a request."""
+        return next(
+            iter(
+                self._select(
+                    "WHERE body_hash = ? AND status = 'COMPLETED' ORDER BY number DESC LIMIT 1", digest
+                )
+            ),
+            None,
+        )
+
+    def open_twins(self, digest: str) -> list[Entry]:
+        """The jobs of the same request that had not ended when they were last seen, newest first."""
+        return self._select("WHERE body_hash = ? AND NOT is_final ORDER BY number DESC", digest)
+
+    def chunks(self, number: int, first: int = 0) -> list[StreamChunk]:
+        """What a job has streamed so far, in order, from the chunk of that index on."""
+        with self._using() as db:  # in this order: a job that ends meanwhile is packed in between
+            rows = db.execute(
+                "SELECT position, output FROM chunks WHERE number = ? AND position >= ? ORDER BY position",
+                (number, first),
+            ).fetchall()
+            if rows:
+                return [StreamChunk(json.loads(self._values.get(output)), index) for index, output in rows]
+            packed = db.execute("SELECT streamed FROM jobs WHERE number = ?", (number,)).fetchone()
+            outputs = json.loads(self._values.get(packed[0])) if packed and packed[0] is not None else []
+            return [StreamChunk(output, index) for index, output in enumerate(outputs)][first:]
+
+    def cold_starts(self, base_url: str, endpoint_id: str) -> tuple[float, ...]:
+        """Seconds that an endpoint's last jobs waited for a worker to start, newest first."""
         with self._using() as db:
             rows = db.execute(
-                "SELECT position, output FROM chunks WHERE number = ? ORDER BY position", (number,)
+                "SELECT delay_time FROM jobs WHERE base_url = ? AND endpoint_id = ? AND was_cold"
+                " AND delay_time IS NOT NULL ORDER BY number DESC LIMIT ?",
+                (base_url, endpoint_id, COLD_STARTS),
             )
-            return [StreamChunk(json.loads(output), position) for position, output in rows]
+            return tuple(seconds for (seconds,) in rows)
+
+    def search(self, words: str, limit: int = 50) -> list[Found]:
+        """The jobs whose prompt or answer has all of these words, the best first; prompts count most.
+
+        Args:
+            words: Beginnings of words.
+            limit: How many at most.
+        """
+        query = " ".join(f'"{word}"*' for word in _plain(words).replace('"', " ").split())
+        if not query:
+            return []
+        with self._using() as db:
+            rows = db.execute(
+                "SELECT rowid, snippet(texts, -1, '', '', '…', 16) FROM texts WHERE texts MATCH ?"
+                " ORDER BY bm25(texts, 10.0, 1.0), rowid DESC LIMIT ?",
+                (query, limit),
+            ).fetchall()
+        found = [(self.get(number), excerpt) for number, excerpt in rows]
+        return [Found(entry, excerpt) for entry, excerpt in found if entry is not None]
 
     def _select(self, where: str, *values: object) -> list[Entry]:
         with self._using() as db:
             rows = db.execute(
-                f"SELECT {_COLUMNS} FROM jobs {where}",  # noqa: S608 - both are ours
+                f"SELECT {', '.join(COLUMNS)} FROM jobs {where}",  # noqa: S608 - both are ours
                 values,
             )
-            return [_entry(row) for row in rows]
+            return [from_row(row, self._values.get) for row in rows]
+
+    # ------------------------------------------------------------------ prune
+
+    def size(self) -> int:
+        """Bytes on the disk, or in memory."""
+        with self._using() as db:
+            (pages,), (page,) = (
+                db.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size")
+            )
+            return int(pages * page) + self._values.size()
+
+    def prune(self, *, days: float = KEPT_DAYS, megabytes: float = KEPT_MEGABYTES) -> Pruned | None:
+        """Remove ended jobs that are too old, and then the oldest while the journal is too large.
+
+        Args:
+            days: Age from which on a job is removed.
+            megabytes: Size down to which it is brought.
+
+        Returns:
+            What was removed; None where nothing was.
+        """
+        before = self.size()
+        removed = self._remove("submitted_at < ?", time.time() - days * 86400)
+        while self.size() > megabytes * 1e6:
+            some = self._remove(
+                "number IN (SELECT number FROM jobs WHERE is_final ORDER BY number LIMIT"
+                " (SELECT max(1, count(*) / 10) FROM jobs))"
+            )
+            if not some:
+                break
+            removed += some
+        if not removed:
+            return None
+        oldest = next(iter(self._select("ORDER BY number LIMIT 1")), None)
+        return Pruned(removed, before - self.size(), oldest.submitted_at if oldest else None)
+
+    def _remove(self, where: str, *values: object) -> int:
+        with self._using() as db:
+            with self._writing():
+                db.execute(
+                    f"DELETE FROM texts WHERE rowid IN (SELECT number FROM jobs WHERE is_final AND {where})",  # noqa: S608 - ours
+                    values,
+                )
+                cursor = db.execute(f"DELETE FROM jobs WHERE is_final AND {where}", values)  # noqa: S608 - ours
+            if cursor.rowcount:
+                db.execute("PRAGMA incremental_vacuum").fetchall()
+                self._values.sweep(self._references())
+            return cursor.rowcount
+
+    def _references(self) -> set[bytes]:
+        tables = "SELECT input FROM jobs UNION SELECT output FROM jobs UNION SELECT error FROM jobs"
+        rows = self._db.execute(
+            f"{tables} UNION SELECT streamed FROM jobs UNION SELECT output FROM chunks"  # noqa: S608 - ours
+        )
+        return {value for (value,) in rows if isinstance(value, bytes)}
 
 
-def body_hash(endpoint: str, input: Any, options: Mapping[str, Any]) -> str:
-    """A hash of what was asked of whom: equal for equal bodies, whatever the order of their keys."""
-    text = json.dumps([endpoint, input, dict(options)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def texts(value: Any) -> Iterator[str]:
+    """Every string in a JSON value, in its order; the keys of objects are not among them."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            waiting.extend(reversed(item.values()))
+        elif isinstance(item, list):
+            waiting.extend(reversed(item))
 
 
-def _entry(row: Sequence[Any]) -> Entry:
-    (number, job_id, endpoint, provider, base_url, operation, profile, body, options, cell) = row[:10]
-    (submitted_at, status, output, error, delay_time, execution_time, worker_id, retries, seen_at) = row[10:]
-    return Entry(
-        number=number,
-        endpoint=endpoint,
-        provider=provider,
-        base_url=base_url,
-        operation=operation,
-        profile=profile,
-        input=json.loads(body),
-        options=json.loads(options),
-        cell=cell,
-        submitted_at=submitted_at,
-        job=Job(
-            id=job_id,
-            endpoint=endpoint,
-            status=JobStatus(status),
-            output=None if output is None else json.loads(output),
-            has_output=output is not None,
-            error=None if error is None else WorkerError(**json.loads(error)),
-            delay_time=delay_time,
-            execution_time=execution_time,
-            worker_id=worker_id,
-            retries=retries,
-            seen_at=seen_at,
-        ),
-    )
+def _changes(row: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} = ?" for name in row)
 
 
-def _error_to_json(error: WorkerError) -> dict[str, Any]:
-    return {
-        "message": error.message,
-        "type": error.type,
-        "traceback": error.traceback,
-        "worker_id": error.worker_id,
-        "raw": error.raw,
-    }
+def _plain(text: str) -> str:
+    """The text as SQLite takes it: halves of surrogate pairs have no place there."""
+    return text.encode("utf-8", "replace").decode()

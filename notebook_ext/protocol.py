@@ -295,6 +295,7 @@ def read_job(
         worker_id=_text(document.get("workerId")),
         retries=retries if isinstance(retries, int) and 0 <= retries < _MOST_RETRIES else None,
         seen_at=time.time() if seen_at is None else seen_at,
+        input=document.get("input"),
     )
 
 

@@ -6,22 +6,27 @@ import asyncio
 import concurrent.futures
 import contextlib
 import difflib
+import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from notebook_ext import config, providers
 from notebook_ext.connection import Connection, Submission
+from notebook_ext.entry import Entry
 from notebook_ext.errors import (
     ConfigurationError,
     InputError,
     JobLost,
+    JournalError,
 )
 from notebook_ext.handle import JobHandle, Stopped
-from notebook_ext.journal import Entry, Journal
+from notebook_ext.journal import Journal
+from notebook_ext.journal_file import default_path, open_journal
 from notebook_ext.loop import LoopThread
+from notebook_ext.recovery import Recovered, Recovery
 from notebook_ext.types import Job, JobStatus
-from notebook_ext.watcher import Watcher
+from notebook_ext.watcher import COLLECT_EVERY, Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -44,7 +49,7 @@ class Session:
     """Everything that is alive on the notebook side; made by `%load_ext`, or by the first `connect`.
 
     Args:
-        journal: Path of the journal's SQLite file; ":memory:" forgets with the kernel.
+        journal: The journal, or the path of its SQLite file; ":memory:" forgets with the kernel.
         config: The saved endpoints; None reads the user's and the project's files.
         wait_step: Waits for a future, at most so many seconds (None: for ever), and tells whether
             it is done; the notebook injects one that hears clicks meanwhile.
@@ -53,12 +58,14 @@ class Session:
     def __init__(
         self,
         *,
-        journal: str = ":memory:",
+        journal: str | Journal = ":memory:",
         config: config.Config | None = None,
         wait_step: Callable[[concurrent.futures.Future[Any], float | None], bool] | None = None,
     ) -> None:
         self.loop = LoopThread(at_exit=self.close)  # which ends what is served in its own order
-        self.journal = Journal(journal)
+        self.notebook = os.environ.get("JPY_SESSION_NAME")
+        """The notebook's path, where its server tells it."""
+        self.journal = journal if isinstance(journal, Journal) else Journal(journal)
         self.config = config if config is not None else _config()
         self.wait_step = wait_step or _wait
         self.handles: dict[int, JobHandle] = {}
@@ -67,7 +74,8 @@ class Session:
         self._asked: dict[int, Endpoint] = {}
         self._limits: dict[tuple[str, str], Limits] = {}
         self._server: EmbeddedServer | None = None
-        self._watcher = Watcher(self.journal)
+        self._watcher = Watcher(self.journal, self._collect_later)
+        self._recovery = Recovery(self.journal, self._watcher, self._handle, self._endpoint)
         self._listeners: list[Callable[[JobHandle], None]] = []
         self._default: str | None = None
         self._closed = False
@@ -253,41 +261,62 @@ class Session:
         return self.on_loop(self._submit, connection, submission, profile or connection.profile)
 
     def _submit(self, connection: Connection, submission: Submission, profile: str) -> JobHandle:
-        now = time.time()
-        job = Job(id="", endpoint=connection.endpoint.id, status=JobStatus.IN_QUEUE, seen_at=now)
-        operation = "runsync" if submission.sync else "run"
+        entry = self.entry(connection, submission, profile=profile)
         try:
-            number = self.journal.add(
-                Entry(
-                    endpoint=connection.name,
-                    provider=connection.provider.name,
-                    base_url=connection.provider.base_url,
-                    operation=operation,
-                    profile=profile,
-                    input=submission.input,
-                    options=submission.options(),
-                    cell=submission.cell,
-                    submitted_at=now,
-                    job=job,
-                )
-            )
+            number = self.journal.add(entry)
         except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"the input is not JSON: {error}; nothing was sent") from error
-        handle = JobHandle(
-            self,
-            number=number,
-            endpoint=connection.name,
-            profile=profile,
-            input=submission.input,
-            submitted_at=now,
-            job=job,
-            operation=operation,
-            rate=connection.rate,
-            served=connection.served,
-        )
+        except JournalError as error:
+            raise JournalError(
+                f"{error}; nothing was sent, as nothing would remember it. `%config EndpointMagics.journal = "
+                "':memory:'` goes on without a file"
+            ) from error
+        handle = self._handle(replace(entry, number=number))
         self._keep(handle, connection.endpoint)
         self._watcher.submit(handle, connection.endpoint, submission)
         return handle
+
+    def entry(
+        self,
+        connection: Connection,
+        submission: Submission,
+        *,
+        profile: str | None = None,
+        job: Job | None = None,
+    ) -> Entry:
+        """A submission as the journal will know it; its `body_hash` tells whether it was made before."""
+        now = time.time()
+        return Entry(
+            endpoint=connection.name,
+            endpoint_id=connection.endpoint.id,
+            provider=connection.provider.name,
+            base_url=connection.provider.base_url,
+            key_variable=connection.provider.key_variable,
+            served=connection.served,
+            operation="runsync" if submission.sync else "run",
+            profile=profile or connection.profile,
+            rate=connection.rate,
+            input=submission.input,
+            options=submission.options(),
+            notebook=self.notebook,
+            cell=submission.cell,
+            submitted_at=now,
+            job=job or Job(id="", endpoint=connection.endpoint.id, status=JobStatus.IN_QUEUE, seen_at=now),
+        )
+
+    def _handle(self, entry: Entry) -> JobHandle:
+        return JobHandle(
+            self,
+            number=entry.number,
+            endpoint=entry.endpoint,
+            profile=entry.profile,
+            input=entry.input,
+            submitted_at=entry.submitted_at,
+            job=entry.job,
+            operation=entry.operation,
+            rate=entry.rate,
+            served=entry.served,
+        )
 
     def adopt(self, connection: Connection, job_id: str) -> JobHandle:
         """Follow a job that was submitted elsewhere, or by an earlier kernel.
@@ -310,35 +339,46 @@ class Session:
 
     def _handle_of(self, connection: Connection, job_id: str) -> JobHandle | None:
         place = connection.provider.base_url, connection.endpoint.id
-        for handle in self.handles.copy().values():
-            asked = self._asked[handle.number]
-            if handle.id == job_id and (asked.provider.base_url, asked.id) == place:
-                return handle
+        for entry in self.journal.find(job_id):
+            if entry.job.id == job_id and (entry.base_url, entry.endpoint_id) == place:
+                return self.handles.get(entry.number) or self._mine(self._recovery.recall(entry))
         return None
+
+    def _mine(self, handle: JobHandle) -> JobHandle:
+        """Make a job that was recalled one of this session's."""
+        self.handles[handle.number] = handle
+        self._announce(handle)
+        return handle
+
+    def _endpoint(self, handle: JobHandle) -> Endpoint:
+        """Where a job is."""
+        found = self._asked.get(handle.number)
+        if found is None:
+            entry = self.journal.get(handle.number)
+            if entry is None:
+                raise JournalError(f"@{handle.number} is no longer in the journal")
+            found = self._asked[handle.number] = self._connection_of(entry).endpoint
+        return found
+
+    def _connection_of(self, entry: Entry) -> Connection:
+        """The connection by which a job was submitted, or one like it: a name may lead elsewhere by now."""
+        with contextlib.suppress(ConfigurationError):
+            known = self._known(entry.endpoint)
+            if (known.provider.base_url, known.endpoint.id) == (entry.base_url, entry.endpoint_id):
+                return known
+        named = providers.PROVIDERS.get(entry.provider)
+        is_it = named is not None and named.base_url == entry.base_url
+        provider = named if named is not None and is_it else providers.resolve(entry.base_url)
+        return self._connection(
+            entry.endpoint, entry.endpoint_id, provider, entry.profile, entry.key_variable, entry.rate
+        )
 
     def _adopt(self, connection: Connection, job: Job) -> JobHandle:
         known = self._handle_of(connection, job.id)
         if known is not None:
             return known
-        entry = Entry(
-            endpoint=connection.name,
-            provider=connection.provider.name,
-            base_url=connection.provider.base_url,
-            profile=connection.profile,
-            submitted_at=job.seen_at,
-            job=job,
-        )
-        handle = JobHandle(
-            self,
-            number=self.journal.add(entry),
-            endpoint=connection.name,
-            profile=connection.profile,
-            input=None,
-            submitted_at=job.seen_at,
-            job=job,
-            rate=connection.rate,
-            served=connection.served,
-        )
+        entry = self.entry(connection, Submission(input=None), job=job)
+        handle = self._handle(replace(entry, number=self.journal.add(entry)))
         self._keep(handle, connection.endpoint)
         handle.saw(job)
         self._watcher.follow(handle, connection.endpoint)
@@ -353,26 +393,60 @@ class Session:
             InputError: There is no such job, or more than one.
         """
         if reference == "@last":
-            if not self.handles:
+            last = self.handles[max(self.handles)] if self.handles else self._recall(self.journal.last())
+            if last is None:
                 raise InputError("there is no job yet: `%endpoint run -- PROMPT` makes one")
-            return self.handles[max(self.handles)]
+            return last
         if reference.startswith("@"):
-            number = reference[1:]
-            if number.isdecimal() and int(number) in self.handles:
-                return self.handles[int(number)]
-            last = f"; the last one is @{max(self.handles)}" if self.handles else ""
-            raise InputError(f"there is no job {reference}{last}")
-        found = [handle for handle in self.handles.values() if handle.id and handle.id.startswith(reference)]
+            return self._numbered(reference)
+        found = {entry.job.id: entry for entry in self.journal.find(reference)}
         if len(found) > 1:
             raise InputError(f"{reference} is the beginning of {len(found)} ids; give more of it")
-        if found:
-            return found[0]
+        for entry in found.values():
+            return self.handles.get(entry.number) or self._recovery.recall(entry)
         try:
             return self.adopt(self._known(self.default_name()), reference)
         except JobLost as error:
             raise InputError(
-                f"there is no job {reference}: not in this notebook, and not at {self.default_name()}"
+                f"there is no job {reference}: not in the journal, and not at {self.default_name()}"
             ) from error
+
+    def _numbered(self, reference: str) -> JobHandle:
+        number = int(reference[1:]) if reference[1:].isdecimal() else 0
+        found = self.handles.get(number) or self._recall(self.journal.get(number))
+        if found is None:
+            last = self.journal.last()
+            hint = f"; the last one is @{last.number}" if last else ""
+            raise InputError(f"there is no job {reference}{hint}")
+        return found
+
+    def _recall(self, entry: Entry | None) -> JobHandle | None:
+        return None if entry is None else self._recovery.recall(entry)
+
+    def recover(self) -> Recovered:
+        """Take over the jobs whose session is gone: each is followed to its end, and its result kept.
+
+        Those of this notebook are this session's from then on; the others are only looked after.
+        """
+        recovered = self.on_loop(self._recovery.take_over)
+        for handle in recovered.handles:
+            entry = self.journal.get(handle.number)
+            if entry is not None and entry.notebook is not None and entry.notebook == self.notebook:
+                self.on_loop(self._mine, handle)
+        return recovered
+
+    def entries(
+        self, *, active: bool = False, since: float | None = None, limit: int | None = None
+    ) -> list[JobHandle]:
+        """The jobs of the journal, this session's among them, oldest first.
+
+        Args:
+            active: Only those that have not ended.
+            since: Only those submitted after this (seconds since the epoch).
+            limit: The newest so many; None means all.
+        """
+        entries = self.journal.entries(active=active, since=since, limit=limit)
+        return [self.handles.get(entry.number) or self._recovery.recall(entry) for entry in entries]
 
     def active(self) -> list[JobHandle]:
         """The jobs that are not over, oldest first; those that are no longer followed are among them."""
@@ -380,7 +454,7 @@ class Session:
 
     def look(self, handle: JobHandle) -> Job:
         """Ask the server once how a job stands."""
-        return self.ask(self._watcher.look(handle, self._asked[handle.number]))
+        return self.ask(self._watcher.look(handle, self._endpoint(handle)))
 
     def stop(self, handle: JobHandle) -> concurrent.futures.Future[Stopped]:
         """Stop a remote job and see that it stopped; the one way in which anything here stops a job."""
@@ -394,7 +468,16 @@ class Session:
         self.on_loop(self._resume, handle)
 
     def _resume(self, handle: JobHandle) -> None:
-        if self._watcher.resume(handle, self._asked[handle.number]):
+        if self._recovery.resume(handle) or self._watcher.resume(handle, self._endpoint(handle)):
+            self.handles[handle.number] = handle
+            self._announce(handle)
+
+    def _collect_later(self, handle: JobHandle) -> None:
+        """A job that could no longer be followed is looked for again, before its result expires."""
+        self.loop.loop.call_later(COLLECT_EVERY, self._collect, handle)
+
+    def _collect(self, handle: JobHandle) -> None:
+        if not self._closed and self._watcher.resume(handle, self._endpoint(handle)):
             self._announce(handle)
 
     def retry(self, handle: JobHandle) -> None:
@@ -412,8 +495,8 @@ class Session:
             await handle.ended()  # its last state may be there a moment before its last chunks
         earlier = handle.job
         take_back = handle.begin_again()
-        queued = self._watcher.retry(handle, self._asked[handle.number], earlier, take_back)
-        self._announce(handle)
+        queued = self._watcher.retry(handle, self._endpoint(handle), earlier, take_back)
+        self._mine(handle)
         await queued
 
     def watch(self, listener: Callable[[JobHandle], None]) -> Callable[[], None]:
@@ -506,7 +589,7 @@ class Session:
 
     async def _stop(self, handle: JobHandle) -> Stopped:
         self._resume(handle)  # its end, too, is for somebody to see
-        return await self._watcher.stop(handle, self._asked[handle.number])
+        return await self._watcher.stop(handle, self._endpoint(handle))
 
     async def _stop_all(self, handles: list[JobHandle], timeout: float) -> list[Stopped]:
         async def stop(handle: JobHandle) -> Stopped:
@@ -548,5 +631,5 @@ def default_session() -> Session:
     """The process's session; the first call makes it."""
     global _default  # noqa: PLW0603 - one session in a process is the point of it
     if _default is None or _default.closed:
-        _default = Session()
+        _default = Session(journal=open_journal(default_path()))
     return _default

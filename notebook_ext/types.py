@@ -6,7 +6,8 @@ counts milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
@@ -102,7 +103,10 @@ class Progress:
 
     @classmethod
     def read(cls, value: Any) -> Progress | None:
-        """Read a `progress_update` payload: a number, a percentage, `{"step": 2, "of": 5}` or text."""
+        """Read a `progress_update` payload: a number, a percentage, `{"step": 2, "of": 5}` or text.
+
+        Text may be a line of tqdm's, or hold a percentage or `2/5`; what no fraction is found in is words.
+        """
         number = _number(value)
         if number is not None:
             return cls(_fraction(number, 1.0 if 0 <= number <= 1 else 100.0), f"{number:g}")
@@ -114,29 +118,42 @@ class Progress:
 
     @classmethod
     def _read_mapping(cls, value: Mapping[str, Any]) -> Progress | None:
+        lines = (_one_line(item) for item in value.values() if isinstance(item, str))
+        line = next(filter(None, lines), "")
         for done_key, total_key in (("step", "of"), ("step", "total"), ("current", "total"), ("n", "total")):
             done, total = _number(value.get(done_key)), _number(value.get(total_key))
             if done is not None and total:
-                return cls(_fraction(done, total), f"{done:g}/{total:g}")
+                return cls(_fraction(done, total), f"{done:g}/{total:g} {line}".rstrip())
         for key, unit in (("progress", None), ("percent", 100.0), ("fraction", 1.0)):
             number = _number(value.get(key))
             if number is not None:
-                return cls(_fraction(number, unit or (1.0 if 0 <= number <= 1 else 100.0)), f"{number:g}")
-        lines = (_one_line(item) for item in value.values() if isinstance(item, str))
-        line = next(filter(None, lines), None)
-        return cls(None, line) if line else None
+                total = unit or (1.0 if 0 <= number <= 1 else 100.0)
+                return cls(_fraction(number, total), line or f"{number:g}")
+        text = line or _one_line(" · ".join(f"{key} {item:g}" for key, item in _numbers(value)))
+        return cls(None, text) if text else None
 
     @classmethod
     def _read_text(cls, text: str) -> Progress | None:
         line = _one_line(text)
         if not line:
             return None
-        before, percent, _ = line.partition("%")
-        number = before.split()[-1] if percent and before.split() else ""
-        try:
-            return cls(_fraction(float(number), 100.0), line)
-        except ValueError:
-            return cls(None, line)
+        bar = _BAR.fullmatch(line)
+        if bar is not None:
+            said = f"{bar['before']}{bar['after']}".strip() or f"{bar['percent']}%"
+            return cls(_fraction(float(bar["percent"]), 100.0), said)
+        percent = _PERCENT.search(line)
+        if percent is not None:
+            return cls(_fraction(float(percent[1]), 100.0), line)
+        steps = [(float(step[1]), float(step[2])) for step in _STEP.finditer(line)]
+        if len(steps) == 1 and steps[0][0] <= steps[0][1] > 0:
+            return cls(_fraction(*steps[0]), line)
+        return cls(None, line)
+
+
+# What tqdm prints, `name:  40%|####   | 4/10 [00:01<00:02, 3.2it/s]`; the bar is drawn better elsewhere.
+_BAR = re.compile(r"(?P<before>.*?)\s*(?P<percent>\d{1,3}(?:\.\d+)?)%\|[^|]*\|(?P<after>.*)")
+_PERCENT = re.compile(r"(?<![\w.])(-?\d{1,9}(?:\.\d+)?) ?%")
+_STEP = re.compile(r"(?<![\w./-])(\d{1,9}) ?(?:/| of ) ?(\d{1,9})(?![\w./])")
 
 
 _HUGE = 1e300  # JSON's integers have no bound, and its readers take NaN and Infinity
@@ -145,6 +162,13 @@ _HUGE = 1e300  # JSON's integers have no bound, and its readers take NaN and Inf
 def _number(value: Any) -> float | None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return value if is_number and abs(value) < _HUGE else None
+
+
+def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        number = _number(value)
+        if number is not None:
+            yield name, number
 
 
 def _fraction(value: float, total: float) -> float:
@@ -174,6 +198,7 @@ class Job:
         worker_id: Which worker took it.
         retries: How often the platform has restarted it; None where it does not tell.
         seen_at: When this answer was read (seconds since the epoch).
+        input: What the worker receives, where the server tells it: a list of requests may.
     """
 
     id: str
@@ -187,6 +212,7 @@ class Job:
     worker_id: str | None = None
     retries: int | None = None
     seen_at: float = 0.0
+    input: Any = None
 
     @property
     def progress(self) -> Progress | None:

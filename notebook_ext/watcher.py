@@ -19,8 +19,8 @@ from notebook_ext.errors import (
     job_error,
 )
 from notebook_ext.following import TRANSIENT, Following, Patience, differs
-from notebook_ext.handle import Ended, JobHandle, Stopped
-from notebook_ext.types import Job, JobStatus, StreamChunk
+from notebook_ext.handle import Ended, JobHandle, Queued, Stopped
+from notebook_ext.types import Health, Job, JobStatus, StreamChunk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -43,8 +43,16 @@ ID_PATIENCE = 45.0
 """Seconds to wait for the id of a job that is to be cancelled; longer than a submission may take."""
 STOP_PATIENCE = 12.0
 """Seconds to wait for a cancelled job to be final."""
+LIST_PATIENCE = 10.0
+"""Seconds to wait for a provider's list of requests."""
 JOURNAL_DELAY = 0.25
 """Seconds that streamed chunks may be late in the journal."""
+JOURNAL_AGAIN = 1.0
+"""Seconds until chunks that the journal could not take are offered to it again."""
+OWNER_EVERY = 2.0
+"""Seconds between two looks at whether the session that follows a job is still there."""
+COLLECT_EVERY = 60.0
+"""Seconds until a job that could no longer be followed is looked for again, so that its result is kept."""
 HEALTH_AFTER, HEALTH_EVERY = 2.0, 5.0
 """Seconds in the queue after which, and intervals at which, health is read to say why a job waits."""
 
@@ -54,19 +62,35 @@ class Watcher:
 
     Args:
         journal: Told everything first.
+        gave_up: Called when a job that may still run could no longer be followed.
     """
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, gave_up: Callable[[JobHandle], None]) -> None:
         self._journal = journal
+        self._gave_up = gave_up
         self._tasks: set[asyncio.Task[EndpointError | None]] = set()
 
     def submit(self, handle: JobHandle, endpoint: Endpoint, submission: Submission) -> None:
         """Begin to submit a job, and then to follow it."""
         self._start(handle, self._submit(handle, endpoint, submission))
 
-    def follow(self, handle: JobHandle, endpoint: Endpoint) -> None:
-        """Begin to follow a job whose id is known."""
-        self._start(handle, self._follow(handle, endpoint))
+    def follow(self, handle: JobHandle, endpoint: Endpoint, *, has_gap: bool = False) -> None:
+        """Begin to follow a job whose id is known.
+
+        Args:
+            handle: The job; the chunks that it has are not asked for again.
+            endpoint: Where it is.
+            has_gap: Whether later ones may have been lost already.
+        """
+        self._start(handle, self._follow(handle, endpoint, has_gap=has_gap))
+
+    def follow_journal(self, handle: JobHandle, endpoint: Endpoint) -> None:
+        """Begin to follow what another session writes of a job; when that is gone, the job itself."""
+        self._start(handle, self._follow_journal(handle, endpoint))
+
+    def look_for(self, handle: JobHandle, endpoint: Endpoint) -> None:
+        """Begin to look for a job whose submission was not answered, and then to follow it."""
+        self._start(handle, self._look_for(handle, endpoint))
 
     def resume(self, handle: JobHandle, endpoint: Endpoint) -> bool:
         """Follow a job again whose following was given up, from behind the chunks that were seen.
@@ -129,20 +153,23 @@ class Watcher:
                 self.leave(handle)
                 return
             bug = task.exception()
-            if bug is None:
-                handle.saw(Ended(task.result()))
-                return
-            _log.error("the watcher of @%s broke", handle.number, exc_info=bug)
-            self._doubt(handle)
-            handle.saw(
-                Ended(EndpointError(f"watching @{handle.number} broke: {bug!r}", job_id=handle.id or None))
-            )
+            error = task.result() if bug is None else self._broken(handle, bug)
+            handle.saw(Ended(error))
+            if handle.status.is_final:  # those who wait for the end need not wait for this
+                self._write(handle, self._journal.finish, handle.number, handle.job, handle.notes)
+            elif not handle.is_over:
+                self._gave_up(handle)
 
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)  # the loop itself keeps only a weak reference
         task.add_done_callback(ended)
 
-    # ----------------------------------------------------------------what a task does; it returns the error
+    def _broken(self, handle: JobHandle, bug: BaseException) -> EndpointError:
+        _log.error("the watcher of @%s broke", handle.number, exc_info=bug)
+        self._doubt(handle)
+        return EndpointError(f"watching @{handle.number} broke: {bug!r}", job_id=handle.id or None)
+
+    # --------------------------------------------------------------- what a task does; it returns the error
 
     async def _submit(
         self, handle: JobHandle, endpoint: Endpoint, submission: Submission
@@ -158,13 +185,51 @@ class Watcher:
             else:
                 job = await endpoint.run(submission.input, **options)
         except _PERHAPS_QUEUED as error:
-            self._doubt(handle)
-            return error
+            return await self._look_for(handle, endpoint, error)
         except EndpointError as error:
             self._write(handle, self._journal.discard, handle.number)
             return error
         self._saw(handle, job)
         return await self._follow(handle, endpoint)
+
+    async def _look_for(
+        self, handle: JobHandle, endpoint: Endpoint, lost: EndpointError | None = None
+    ) -> EndpointError | None:
+        """Find a job whose submission was not answered in the provider's list of requests, if it has one."""
+        self._doubt(handle)
+        try:
+            async with asyncio.timeout(LIST_PATIENCE):
+                listed = await endpoint.requests()
+        except (EndpointError, TimeoutError):  # not documented here, or not to be had now
+            return _unknown(handle, lost, "its provider could not be asked for a list of requests")
+        strangers = [job for job in listed if job.id and not self._journal.find(job.id)]
+        matches = [job for job in strangers if job.input is not None and job.input == handle.input]
+        if len(matches) != 1:
+            return _unknown(handle, lost, _told(strangers))
+        handle.note("the answer to its submission was lost; it was found again by its input")
+        self._saw(handle, matches[0])
+        return await self._follow(handle, endpoint)
+
+    async def _follow_journal(self, handle: JobHandle, endpoint: Endpoint) -> EndpointError | None:
+        looked = time.monotonic()
+        while True:
+            entry = self._journal.get(handle.number)
+            if entry is None:
+                return JobLost(f"@{handle.number} was removed from the journal", handle.job)
+            for chunk in self._journal.chunks(handle.number, len(handle.streamed())):
+                handle.saw(chunk)
+            if differs(handle.job, entry.job):
+                handle.saw(entry.job)
+            if handle.status.is_final:
+                handle.notes.extend(note for note in entry.notes if note not in handle.notes)
+                return _error(handle)
+            if time.monotonic() - looked >= OWNER_EVERY:
+                looked = time.monotonic()
+                if not self._journal.is_alive(entry.owner) and self._journal.claim(
+                    handle.number, entry.owner
+                ):
+                    return await self._follow(handle, endpoint, has_gap=entry.owner is not None)
+            await asyncio.sleep(JOURNAL_DELAY)
 
     async def _retry(
         self,
@@ -203,7 +268,7 @@ class Watcher:
         self, handle: JobHandle, endpoint: Endpoint, *, has_gap: bool = False
     ) -> EndpointError | None:
         """The watcher: the one reader of a job, from its id to its end."""
-        chunks = _ChunkWriter(lambda rows: self._write(handle, self._journal.append, handle.number, rows))
+        chunks = _ChunkWriter(lambda rows: self._journal.append(handle.number, rows))
         reasons = asyncio.ensure_future(self._read_health(handle, endpoint))
         try:
             if not handle.status.is_final:
@@ -221,7 +286,7 @@ class Watcher:
             return failure
         finally:
             reasons.cancel()
-            chunks.flush()
+            self._write(handle, chunks.flush)
 
     async def _read(
         self, handle: JobHandle, endpoint: Endpoint, chunks: _ChunkWriter, *, has_gap: bool
@@ -249,7 +314,7 @@ class Watcher:
                     handle.saw(event)
                     chunks.add(event)
                 else:
-                    chunks.flush()
+                    chunks.try_flush()
                     self._saw(handle, event)
 
     async def _read_health(self, handle: JobHandle, endpoint: Endpoint) -> None:
@@ -257,8 +322,17 @@ class Watcher:
         await asyncio.sleep(HEALTH_AFTER)
         while handle.status is JobStatus.IN_QUEUE:
             with contextlib.suppress(EndpointError):
-                handle.saw(await endpoint.health())
+                handle.saw(self._queued(handle, endpoint, await endpoint.health()))
             await asyncio.sleep(HEALTH_EVERY)
+
+    def _queued(self, handle: JobHandle, endpoint: Endpoint, health: Health) -> Queued:
+        """What is known of the queue; a job that waits while no worker is up is a cold start."""
+        if not any(health.workers.get(state) for state in ("idle", "ready", "running")):
+            self._write(handle, self._journal.was_cold, handle.number)
+        cold_starts: tuple[float, ...] = ()
+        with contextlib.suppress(JournalError):
+            cold_starts = self._journal.cold_starts(endpoint.provider.base_url, endpoint.id)
+        return Queued(health, cold_starts)
 
     def _saw(self, handle: JobHandle, job: Job) -> None:
         """First the journal, then everybody else."""
@@ -355,7 +429,11 @@ class Watcher:
 
 
 class _ChunkWriter:
-    """Writes chunks to the journal in batches, at most `JOURNAL_DELAY` late."""
+    """Writes chunks to the journal in batches, at most `JOURNAL_DELAY` late; those it cannot take, again.
+
+    Args:
+        write: Writes a batch, or raises.
+    """
 
     def __init__(self, write: Callable[[list[StreamChunk]], None]) -> None:
         self._write = write
@@ -365,15 +443,52 @@ class _ChunkWriter:
     def add(self, chunk: StreamChunk) -> None:
         self._waiting.append(chunk)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(JOURNAL_DELAY, self.flush)
+            self._start_timer(JOURNAL_DELAY)
+
+    def try_flush(self) -> None:
+        try:
+            self.flush()
+        except JournalError as error:
+            _log.warning("chunks wait for the journal: %s", error)
+            self._start_timer(JOURNAL_AGAIN)
 
     def flush(self) -> None:
+        """Write what waits.
+
+        Raises:
+            JournalError: It could not be written, and still waits.
+        """
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._waiting:
-            waiting, self._waiting = self._waiting, []
-            self._write(waiting)
+            self._write(self._waiting)
+            self._waiting = []
+
+    def _start_timer(self, seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, self.try_flush)
+
+
+def _unknown(handle: JobHandle, lost: EndpointError | None, known: str) -> EndpointError:
+    """What is known of a job that may have been queued, and what each choice costs."""
+    if lost is not None:
+        handle.note(known)
+        return lost
+    return AnswerLost(
+        f"@{handle.number} on {handle.endpoint} was sent, and its answer never came: it may have run, and be "
+        f"paid for; {known}. Submitting it again may pay twice; `%endpoint attach ID` follows a job whose id "
+        "you find at the provider"
+    )
+
+
+def _told(strangers: list[Job]) -> str:
+    if not strangers:
+        return (
+            "the provider's list of requests has none that is not known here, so it was probably not queued"
+        )
+    ids = ", ".join(job.id for job in strangers[:3])
+    more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
+    return f"the provider's list has {ids}{more}, which this journal does not know"
 
 
 def _error(handle: JobHandle) -> EndpointError | None:

@@ -44,6 +44,7 @@ def isolated_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         home = tmp_path_factory.mktemp("home")
         for name in (
             "NOTEBOOK_EXT_CONFIG",
+            "NOTEBOOK_EXT_JOURNAL",
             "IPYTHONDIR",
             "JUPYTER_CONFIG_DIR",
             "JUPYTER_DATA_DIR",
@@ -57,6 +58,7 @@ def isolated_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 def isolated(isolated_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test saves its endpoints in a folder of its own, and finds none above where it runs."""
     monkeypatch.setenv("NOTEBOOK_EXT_CONFIG", str(tmp_path / "config"))
+    monkeypatch.setenv("NOTEBOOK_EXT_JOURNAL", str(tmp_path / "journal.db"))
     monkeypatch.chdir(tmp_path)
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from notebook_ext.connection import Submission
 from notebook_ext.errors import JournalError
-from notebook_ext.journal import Entry, Journal, body_hash
+from notebook_ext.entry import Entry, body_hash
+from notebook_ext.journal import Journal
 from notebook_ext.types import ExecutionPolicy, Job, JobStatus, StreamChunk, WorkerError
 
 
@@ -26,7 +27,7 @@ def journal(request, tmp_path):
 def queued(job_id: str = "", **more) -> Entry:
     job = Job(id=job_id, endpoint="ep", status=JobStatus.IN_QUEUE, seen_at=5.0)
     return replace(
-        Entry(endpoint="ep", provider="runpod", base_url="https://api/v2", input={"a": [1, None, "ä"]},
+        Entry(endpoint="ep", endpoint_id="ep", provider="runpod", base_url="https://api/v2", input={"a": [1, None, "ä"]},
               submitted_at=4.5, job=job),
         **more,
     )  # fmt: skip
@@ -36,7 +37,7 @@ def test_an_entry_comes_back_as_it_was(journal) -> None:
     entry = queued(operation="runsync", profile="vllm", options={"ttl": 60.0}, cell="cell-1")
     number = journal.add(entry)
     assert number == 1
-    assert journal.get(1) == replace(entry, number=1)
+    assert journal.get(1) == replace(entry, number=1, owner=journal.owner)
     assert journal.get(2) is None
 
 
@@ -178,11 +179,11 @@ def test_credentials_are_not_among_what_is_kept(tmp_path) -> None:
 
 
 def test_equal_bodies_have_equal_hashes() -> None:
-    assert body_hash("ep", {"a": 1, "b": 2}, {}) == body_hash("ep", {"b": 2, "a": 1}, {})
+    assert body_hash("runpod", "ep", {"a": 1, "b": 2}, {}) == body_hash("runpod", "ep", {"b": 2, "a": 1}, {})
     others = [
-        body_hash("ep", {"a": 1}, {}),
-        body_hash("other", {"a": 1}, {}),
-        body_hash("ep", {"a": 1}, {"ttl": 1}),
+        body_hash("runpod", "ep", {"a": 1}, {}),
+        body_hash("runpod", "other", {"a": 1}, {}),
+        body_hash("runpod", "ep", {"a": 1}, {"ttl": 1}),
     ]
     assert len(set(others)) == 3
 

@@ -34,12 +34,18 @@ OURS = {
     "client": "exchange following limits protocol providers types errors",
     "server": "protocol types errors",
     # Jobs that outlive a call
-    "journal": "types errors",
+    "leases": "",
+    "values": "errors",
+    "schema": "errors",
+    "entry": "types values@typing",
+    "journal": "entry leases schema values types errors",
+    "journal_file": "journal errors",
     "loop": "",
     "handle": "types errors",
     "connection": "types errors client@typing handle@typing providers@typing session@typing",
+    "recovery": "handle types errors client@typing entry@typing journal@typing watcher@typing",
     "watcher": "following handle types errors client@typing connection@typing journal@typing",
-    "session": "watcher loop connection handle journal config providers types errors "
+    "session": "recovery watcher loop connection handle journal journal_file entry config providers types errors "
     "client@late limits@late transport@late server@late",
     # What a person types
     "templates": "errors",
@@ -52,14 +58,15 @@ OURS = {
     "arguments": "grammar@typing connection prompts profiles protocol types errors",
     # What a person sees
     "inert": "",
-    "render": "inert types",
+    "waiting": "types@typing",
+    "render": "inert waiting types",
     "sparkline": "render@typing types@typing",
     "watching": "types errors",
     "widgets": "render sparkline types",
     "cell": "",
     "display": "render cell types",
     "kernel": "cell types errors",
-    "view": "display handle profiles render errors types widgets@late",
+    "view": "display handle profiles render waiting errors types widgets@late",
     "desk": "arguments cellcode config display grammar profiles render view errors handle@typing kernel@typing "
     "session@typing widgets@late",
     "cells": "display handle kernel profiles render session view types errors widgets@late",
@@ -89,6 +96,7 @@ LIBRARIES = {
     "server": "starlette uvicorn",
     "server.outbound": "httpx",  # webhooks and upstreams
     "config": "platformdirs@late",
+    "journal_file": "platformdirs@late",
     "keys": "keyring@late",
     "templates": "jinja2@late",
     "prompts": "yaml@late",

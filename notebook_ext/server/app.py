@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections import deque
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ WAIT_FOR_CHUNK = 10_000
 RATE_WINDOW = 10.0
 """Seconds over which the `rate_limit` dial counts."""
 REQUESTS_SHOWN = 100
+INPUT_SHOWN = 64 * 1024
 NOBODY_THERE = 499
 
 
@@ -220,7 +222,13 @@ async def _health(call: _Call) -> Response:
 
 async def _requests(call: _Call) -> Response:
     newest = list(reversed(call.queue.records.values()))[:REQUESTS_SHOWN]
-    return json_response([call.queue.document(record) for record in newest])
+    return json_response([{**call.queue.document(record), **_shown_input(record)} for record in newest])
+
+
+def _shown_input(record: JobRecord) -> dict[str, Any]:
+    """What a list tells of a job's input, by which a client finds a job whose id never reached it."""
+    is_short = len(json.dumps(record.request.input)) <= INPUT_SHOWN
+    return {"input": record.request.input} if is_short else {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,78 @@
+"""Where the journal is, and what is done when it cannot be used."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+from notebook_ext.errors import JournalError
+from notebook_ext.journal import Journal
+
+__all__ = ["count_open", "default_path", "open_journal"]
+
+PATH_VARIABLE = "NOTEBOOK_EXT_JOURNAL"
+
+
+def default_path() -> str:
+    """Where the journal is: what `NOTEBOOK_EXT_JOURNAL` names, else a file in the user's data folder."""
+    named = os.environ.get(PATH_VARIABLE)
+    if named:
+        return named
+    import platformdirs  # on the load path, and only needed here
+
+    return str(Path(platformdirs.user_data_dir("notebook_ext", appauthor=False)) / "journal.db")
+
+
+def open_journal(path: str) -> Journal:
+    """Open a journal, or go on without: a file that is damaged is set aside, else memory takes its place.
+
+    Returns:
+        The journal; its `warning` says what was done, where anything was.
+    """
+    try:
+        return Journal(path)
+    except JournalError as error:
+        is_damaged = isinstance(error.__cause__, sqlite3.DatabaseError) and _is_damage(error.__cause__)
+        if is_damaged and (moved := _set_aside(path)) is not None:
+            journal = open_journal(path)
+            journal.warning = (
+                journal.warning or f"the journal {path} was damaged: it is now {moved}, and a new one began"
+            )
+        else:
+            journal = Journal()
+            journal.warning = f"{error}; jobs are remembered only until this kernel ends"
+        return journal
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    return error.sqlite_errorcode in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def _set_aside(path: str) -> str | None:
+    """Rename a damaged file, with what SQLite keeps beside it; None where that cannot be done."""
+    moved = f"{path}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
+    try:
+        Path(path).rename(moved)
+        for ending in ("-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                Path(path + ending).rename(moved + ending)
+    except OSError:
+        return None
+    return moved
+
+
+def count_open(path: str) -> int:
+    """How many jobs of a file had not ended when they were last seen; 0 where it cannot be told.
+
+    Quick: nothing is made, migrated or locked.
+    """
+    if path == ":memory:" or not Path(path).exists():
+        return 0
+    try:
+        with contextlib.closing(sqlite3.connect(Path(path).absolute().as_uri() + "?mode=ro", uri=True)) as db:
+            return int(db.execute("SELECT count(*) FROM jobs WHERE NOT is_final").fetchone()[0])
+    except sqlite3.Error:
+        return 0

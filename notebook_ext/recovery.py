@@ -1,0 +1,130 @@
+"""Jobs that an earlier or another session submitted, as this one finds them in the journal."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from notebook_ext.errors import EndpointError, job_error
+from notebook_ext.handle import Ended, JobHandle
+from notebook_ext.types import JobStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from notebook_ext.client import Endpoint
+    from notebook_ext.entry import Entry
+    from notebook_ext.journal import Journal
+    from notebook_ext.watcher import Watcher
+
+__all__ = ["Recovered", "Recovery"]
+
+UNKNOWN_FOR = 86400.0
+"""Seconds after which a submission that was never answered is no longer looked for: the time to live
+that Runpod gives a job by default (operation reference)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a session found of jobs whose own session is gone.
+
+    Args:
+        handles: Those that are followed now, or looked for.
+        ended: Those that ended with the kernel that served their endpoint.
+    """
+
+    handles: list[JobHandle]
+    ended: list[JobHandle]
+
+
+class Recovery:
+    """Finds, follows and takes over what the journal knows of jobs that others submitted.
+
+    Args:
+        journal: Where they are.
+        watcher: Follows them.
+        make: Makes the handle of an entry.
+        endpoint: Finds where a handle's job is.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        watcher: Watcher,
+        make: Callable[[Entry], JobHandle],
+        endpoint: Callable[[JobHandle], Endpoint],
+    ) -> None:
+        self._journal = journal
+        self._watcher = watcher
+        self._make = make
+        self._endpoint = endpoint
+        self._handles: dict[int, JobHandle] = {}
+
+    def recall(self, entry: Entry) -> JobHandle:
+        """The handle of an entry, with all that was kept of it; the same one each time.
+
+        One that had not ended is not followed: `resume` does that.
+        """
+        known = self._handles.get(entry.number)
+        if known is not None:
+            return known
+        handle = self._make(entry)
+        handle.notes.extend(entry.notes)
+        name, job = f"@{entry.number} on {entry.endpoint}", entry.job
+        error = job_error(job, name) if job.status.is_final else _left(name, job.status)
+        handle.recall(self._journal.chunks(entry.number), Ended(error), age=time.time() - entry.submitted_at)
+        self._handles[entry.number] = handle
+        return handle
+
+    def resume(self, handle: JobHandle) -> bool:
+        """Follow a job that was recalled, or look for it where its id never came.
+
+        Returns:
+            Whether there was anything to do.
+        """
+        entry = self._journal.get(handle.number)
+        if entry is None or entry.owner == self._journal.owner or not handle.done or handle.status.is_final:
+            return False
+        if self._journal.is_alive(entry.owner) or not self._journal.claim(entry.number, entry.owner):
+            handle.go_on()
+            self._watcher.follow_journal(handle, self._endpoint(handle))
+        else:
+            self._follow(handle, entry)
+        return True
+
+    def take_over(self) -> Recovered:
+        """Become the one that follows the open jobs whose session is gone, so that no result is lost."""
+        recovered = Recovered([], [])
+        for entry in self._journal.open_entries():
+            is_too_old = not entry.job.id and time.time() - entry.submitted_at > UNKNOWN_FOR
+            if is_too_old or self._journal.is_alive(entry.owner):
+                continue
+            if not self._journal.claim(entry.number, entry.owner):
+                continue  # another session was faster
+            if entry.served:
+                recovered.ended.append(self._end(entry))
+            else:
+                handle = self.recall(entry)
+                self._follow(handle, entry)
+                recovered.handles.append(handle)
+        return recovered
+
+    def _follow(self, handle: JobHandle, entry: Entry) -> None:
+        handle.go_on()
+        if not entry.job.id:
+            self._watcher.look_for(handle, self._endpoint(handle))
+            return
+        # A killed session may have read chunks that it had no time to write down.
+        has_gap = entry.owner is not None and entry.operation == "run"
+        self._watcher.follow(handle, self._endpoint(handle), has_gap=has_gap)
+
+    def _end(self, entry: Entry) -> JobHandle:
+        lost = replace(entry.job, status=JobStatus.LOST, seen_at=time.time())
+        note = "its endpoint was served by a kernel that has ended"
+        self._journal.finish(entry.number, lost, [*entry.notes, note])
+        return self.recall(replace(entry, job=lost, notes=(*entry.notes, note)))
+
+
+def _left(name: str, status: JobStatus) -> EndpointError:
+    return EndpointError(f"{name} was {status} when its session was left; `%endpoint attach` follows it")
