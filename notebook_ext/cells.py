@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from notebook_ext import profiles, render
 from notebook_ext.display import job_display
 from notebook_ext.errors import EndpointError, JobCancelled, WaitTimeout
+from notebook_ext.provenance import provenance
 from notebook_ext.view import JobView, facts, final_bundles
 
 if TYPE_CHECKING:
@@ -85,7 +86,14 @@ class JobCells:
         view = JobView(
             handle,
             decoder,
-            job_display(cell, self._session.loop.loop, strip=strip, owns_cell=owns_cell, is_live=is_live),
+            job_display(
+                cell,
+                self._session.loop.loop,
+                strip=strip,
+                owns_cell=owns_cell,
+                is_live=is_live,
+                metadata=lambda: provenance(handle),
+            ),
             strip=strip,
             output_format=output_format,
             is_background=is_background and is_live,
@@ -99,7 +107,7 @@ class JobCells:
         """A job as it is now, static, in whatever cell asks for it."""
         cell = self._front_end.cell()
         for bundle in self.end_bundles(handle, output_format):
-            cell.show(bundle)
+            cell.show(bundle, metadata=provenance(handle))
 
     def end_bundles(self, handle: JobHandle, output_format: str = "auto") -> list[dict[str, Any]]:
         """What a job has come to so far, as bundles: its output, its error, its footer."""
@@ -140,9 +148,16 @@ class JobCells:
         if view.error is not None:
             raise view.error
 
-    def wait_for_all(self, handles: Sequence[JobHandle], *, timeout: float | None, cancels: bool) -> None:
-        """Wait until jobs have ended, however they ended; errors as in `wait`."""
-        self._wait(handles, [], timeout=timeout, cancels=cancels)
+    def wait_for_all(
+        self,
+        handles: Sequence[JobHandle],
+        *,
+        timeout: float | None,
+        cancels: bool,
+        views: Sequence[JobView] = (),
+    ) -> None:
+        """Wait until jobs have ended, however they ended, and their views are done; errors as in `wait`."""
+        self._wait(handles, [view.finished for view in views], timeout=timeout, cancels=cancels)
 
     def leave(self, view: JobView, *, timeout: float | None, cancels: bool) -> None:
         """Let a `--bg` job go on without its cell, except where its later output would be lost.
@@ -197,7 +212,7 @@ class JobCells:
             return all(handle.done for handle in handles) and all(future.done() for future in finished)
 
         try:
-            done = self._front_end.wait(finished[0] if finished else over, timeout)
+            done = self._front_end.wait(finished[0] if len(handles) == len(finished) == 1 else over, timeout)
         except KeyboardInterrupt:
             cancels = cancels and not self._front_end.restart_follows()
             raise _interrupt(self._stop_or_detach(handles, finished, cancels=cancels)) from None

@@ -31,6 +31,7 @@ class Submission:
         webhook: http(s) URL that gets the result.
         s3_config: Bucket credentials for the worker; never journaled.
         cell: The notebook cell's id, where known.
+        detached: Leave the remote job alone when the kernel or the interpreter ends; else it is cancelled.
     """
 
     input: Any
@@ -39,6 +40,7 @@ class Submission:
     webhook: str | None = None
     s3_config: Mapping[str, Any] | None = field(default=None, repr=False)
     cell: str | None = None
+    detached: bool = False
 
     def options(self) -> dict[str, Any]:
         """What the journal keeps of it beside the input."""

@@ -45,7 +45,14 @@ NOTHING: Bundle = {"text/html": "<span></span>", "text/plain": ""}
 class Output(Protocol):
     """Where bundles go: `cell.Cell`, or widgets that stand in for it."""
 
-    def show(self, bundle: Bundle, *, display_id: str | None = None, update: bool = False) -> None: ...
+    def show(
+        self,
+        bundle: Bundle,
+        *,
+        display_id: str | None = None,
+        update: bool = False,
+        metadata: Bundle | None = None,
+    ) -> None: ...
 
     def clear(self) -> None: ...
 
@@ -358,6 +365,7 @@ class JobDisplay:
             end. Otherwise everything is replaced where it stands.
         is_live: False where only what is shown last is kept (a headless run): then nothing is
             shown before the end, and no strip.
+        metadata: Gives the metadata of what is shown last.
     """
 
     def __init__(
@@ -368,8 +376,9 @@ class JobDisplay:
         strip: Strip | None = None,
         owns_cell: bool = False,
         is_live: bool = True,
+        metadata: Callable[[], Bundle] = dict,
     ) -> None:
-        self._cell, self._strip = cell, strip
+        self._cell, self._strip, self._metadata = cell, strip, metadata
         self._owns_cell, self._is_live = owns_cell, is_live
         self._pieces: list[str] = []
         self._live = LiveMarkdown(cell, loop)
@@ -428,17 +437,17 @@ class JobDisplay:
         if not shown and self._is_live:
             shown = [NOTHING]  # the cell is cleared when something comes
         for bundle in shown:
-            self._cell.show(bundle)
+            self._cell.show(bundle, metadata=self._metadata())
 
     def _finish_in_place(self, bundles: Sequence[Bundle], footer: Bundle | None, *, is_long: bool) -> None:
         self._live.finish()
         for bundle in bundles:
-            self._cell.show(bundle)
+            self._cell.show(bundle, metadata=self._metadata())
         if self._strip is not None:
             above = footer if footer is not None and is_long else NOTHING
             self._cell.show(above, display_id=self._strip_id, update=True)
         if footer is not None:
-            self._cell.show(footer)
+            self._cell.show(footer, metadata=self._metadata())
 
 
 class TerminalDisplay:
@@ -477,8 +486,9 @@ def job_display(
     strip: Strip | None = None,
     owns_cell: bool = False,
     is_live: bool = True,
+    metadata: Callable[[], Bundle] = dict,
 ) -> JobDisplay | TerminalDisplay:
     """The display that fits the cell; the arguments are those of `JobDisplay`."""
     if cell.is_terminal:
         return TerminalDisplay(cell)
-    return JobDisplay(cell, loop, strip=strip, owns_cell=owns_cell, is_live=is_live)
+    return JobDisplay(cell, loop, strip=strip, owns_cell=owns_cell, is_live=is_live, metadata=metadata)

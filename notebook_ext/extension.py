@@ -41,6 +41,7 @@ def load(shell: Any) -> None:
         shell.display_formatter.ipython_display_formatter.for_type_by_name(home, name, magics.display)
     front_end.on_shutdown(lambda restart: magics.close(cancel=not restart))  # after a restart the jobs go on
     setattr(shell, _ATTRIBUTE, (magics, front_end, _warm_up(front_end.has_widgets)))
+    magics.greet()
     conflict = nest_asyncio_conflict()
     if conflict is not None:
         print(conflict, file=sys.stderr)

@@ -119,6 +119,8 @@ class _Run:
 
     started: float = field(default_factory=time.monotonic)
     chunks: list[StreamChunk] = field(default_factory=list)
+    untimed: int = 0
+    """So many chunks were there before: nobody knows when they came."""
     first_chunk: float | None = None
     last_chunk: float | None = None
     ended: Ended | None = None
@@ -143,7 +145,9 @@ class JobHandle:
         job: The newest snapshot.
         submitted_at: Seconds since the epoch.
         served: Whether this session serves its endpoint, so that both end together.
+        detached: Whether it goes on when the kernel or the interpreter ends.
         was_stopped: Whether its cancel was sent from here, so that its end is no surprise.
+        body_hash: The hash of what was asked of whom; equal for equal requests.
         notes: What a reader of the result should know, such as text that may be missing.
     """
 
@@ -160,8 +164,10 @@ class JobHandle:
         operation: str = "run",
         rate: float | None = None,
         served: bool = False,
+        body_hash: str = "",
     ) -> None:
         self._owner = owner
+        self.body_hash = body_hash
         self.number = number
         self.endpoint = endpoint
         self.profile = profile
@@ -171,6 +177,7 @@ class JobHandle:
         self.served = served
         self.submitted_at = submitted_at
         self.job = job
+        self.detached = False
         self.was_stopped = False
         self.notes: list[str] = []
         self._run = _Run()
@@ -224,7 +231,7 @@ class JobHandle:
     @property
     def first_token(self) -> float | None:
         """Seconds from the end of its time in the queue to its first chunk, as seen from here."""
-        if self._run.first_chunk is None:
+        if self._run.first_chunk is None or self._run.untimed:
             return None
         return max(0.0, self._run.first_chunk - self._run.started - (self.job.delay_time or 0.0))
 
@@ -234,7 +241,7 @@ class JobHandle:
         run = self._run
         if run.first_chunk is None or run.last_chunk is None or run.last_chunk <= run.first_chunk:
             return None
-        return (len(run.chunks) - 1) / (run.last_chunk - run.first_chunk)
+        return (len(run.chunks) - run.untimed - 1) / (run.last_chunk - run.first_chunk)
 
     @property
     def elapsed(self) -> float:
@@ -420,7 +427,8 @@ class JobHandle:
             ended: How it ended; None where it is to be followed.
             age: Seconds since it was submitted.
         """
-        self._run = _Run(started=time.monotonic() - max(0.0, age), chunks=chunks, ended=ended)
+        started = time.monotonic() - max(0.0, age)
+        self._run = _Run(started=started, chunks=chunks, untimed=len(chunks), ended=ended)
         _tell(self._run.id_known)
         if ended is not None:
             _tell(self._run.done)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from notebook_ext.entry import COLUMNS, Entry, from_row, job_to_row, to_row
+from notebook_ext.entry import COLUMNS, LARGE_COLUMNS, Entry, from_row, job_to_row, to_row
 from notebook_ext.errors import JournalError
 from notebook_ext.leases import Presence
 from notebook_ext.schema import migrate
@@ -95,7 +95,7 @@ class Journal:
                 self._db.execute("PRAGMA synchronous = NORMAL")
                 self._db.execute("PRAGMA foreign_keys = ON")
                 migrate(self._db)
-                self._presence = Presence(beside / "sessions" if beside else None)
+                self._presence = Presence(sessions_of(path) if self.is_kept else None)
                 self._values = Values(beside / "values" if beside else None)
             except (sqlite3.Error, OSError, JournalError) as error:
                 raise JournalError(f"the journal {path} cannot be opened: {error}") from error
@@ -134,6 +134,14 @@ class Journal:
 
     # ------------------------------------------------------------------ write
 
+    def _put(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row with large values in their files, in the transaction that refers to them: no other
+        session sweeps them away meanwhile."""
+        return {
+            name: self._values.put(value) if name in LARGE_COLUMNS and value is not None else value
+            for name, value in row.items()
+        }
+
     def add(self, entry: Entry) -> int:
         """Commit a row before its job is submitted, and return its number.
 
@@ -143,11 +151,12 @@ class Journal:
             ValueError: The input is not JSON; TypeError and RecursionError say the same.
             JournalError: It could not be written.
         """
-        row = to_row(entry, self._values.put) | {"owner": self.owner}
+        row = to_row(entry, str) | {"owner": self.owner}
         with self._using() as db:
             db.execute("PRAGMA synchronous = FULL")
             try:
                 with self._writing():
+                    row = self._put(row)
                     cursor = db.execute(
                         f"INSERT INTO jobs ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})",  # noqa: S608 - ours
                         tuple(row.values()),
@@ -163,32 +172,47 @@ class Journal:
             return number
 
     def update(self, number: int, job: Job) -> None:
-        """Keep a job's newest snapshot; its id too, once it is known."""
-        with self._using() as db:
-            row = job_to_row(job, self._values.put)
-            db.execute(f"UPDATE jobs SET {_changes(row)} WHERE number = ?", (*row.values(), number))  # noqa: S608 - ours
+        """Keep a job's newest snapshot, its id too, once it is known; not where another session follows it."""
+        with self._using(), self._writing() as db:
+            row = self._put(job_to_row(job, str))
+            db.execute(
+                f"UPDATE jobs SET {_changes(row)} WHERE number = ? AND ifnull(owner, '') IN ('', ?)",  # noqa: S608 - ours
+                (*row.values(), number, self.owner),
+            )
 
     def append(self, number: int, chunks: Iterable[StreamChunk]) -> None:
         """Keep streamed chunks, all of them in one transaction."""
-        with self._using():
+        with self._using(), self._writing() as db:
             rows = [(number, chunk.index, self._values.put(json.dumps(chunk.output))) for chunk in chunks]
-            with self._writing() as db:
-                db.executemany(
-                    "INSERT OR REPLACE INTO chunks (number, position, output) VALUES (?, ?, ?)", rows
-                )
+            db.executemany("INSERT OR REPLACE INTO chunks (number, position, output) VALUES (?, ?, ?)", rows)
 
-    def finish(self, number: int, job: Job, notes: Sequence[str] = ()) -> None:
-        """Keep how a job ended, pack what it has streamed, and let a search find its answer."""
-        streamed = [chunk.output for chunk in self.chunks(number)]
+    def finish(
+        self, number: int, job: Job, notes: Sequence[str] = (), chunks: Sequence[StreamChunk] | None = None
+    ) -> None:
+        """Keep how a job ended that this session follows, and let a search find its answer.
+
+        Args:
+            number: The job.
+            job: Its last snapshot.
+            notes: What a reader of the result should know.
+            chunks: All that it has streamed; None means what was appended.
+        """
+        streamed = [chunk.output for chunk in (self.chunks(number) if chunks is None else chunks)]
         answer = "".join(texts(streamed)) if streamed else "\n".join(texts(job.output))
         with self._using():
-            row = job_to_row(job, self._values.put) | {
-                "streamed": self._values.put(json.dumps(streamed)) if streamed else None,
+            row = job_to_row(job, str) | {
+                "streamed": json.dumps(streamed) if streamed else None,
                 "notes": json.dumps(list(notes)),
                 "owner": None,
             }
             with self._writing() as db:
-                db.execute(f"UPDATE jobs SET {_changes(row)} WHERE number = ?", (*row.values(), number))  # noqa: S608 - ours
+                row = self._put(row)
+                cursor = db.execute(
+                    f"UPDATE jobs SET {_changes(row)} WHERE number = ? AND owner = ?",  # noqa: S608 - ours
+                    (*row.values(), number, self.owner),
+                )
+                if not cursor.rowcount:
+                    return  # another session follows it, and knows more
                 db.execute("DELETE FROM chunks WHERE number = ?", (number,))
                 db.execute("UPDATE texts SET answer = ? WHERE rowid = ?", (_plain(answer[:INDEXED]), number))
 
@@ -371,7 +395,8 @@ class Journal:
                 cursor = db.execute(f"DELETE FROM jobs WHERE is_final AND {where}", values)  # noqa: S608 - ours
             if cursor.rowcount:
                 db.execute("PRAGMA incremental_vacuum").fetchall()
-                self._values.sweep(self._references())
+                with self._writing():
+                    self._values.sweep(self._references())
             return cursor.rowcount
 
     def _references(self) -> set[bytes]:
@@ -380,6 +405,11 @@ class Journal:
             f"{tables} UNION SELECT streamed FROM jobs UNION SELECT output FROM chunks"  # noqa: S608 - ours
         )
         return {value for (value,) in rows if isinstance(value, bytes)}
+
+
+def sessions_of(path: str) -> Path:
+    """The folder beside a journal's file with the signs of life of the sessions that use it."""
+    return Path(f"{path}.d") / "sessions"
 
 
 def texts(value: Any) -> Iterator[str]:

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 from notebook_ext.errors import JournalError
-from notebook_ext.journal import Journal
+from notebook_ext.journal import Journal, sessions_of
+from notebook_ext.leases import is_alive
 
-__all__ = ["count_open", "default_path", "open_journal"]
+__all__ = ["count_left", "default_path", "open_journal"]
 
 PATH_VARIABLE = "NOTEBOOK_EXT_JOURNAL"
 
@@ -64,15 +65,17 @@ def _set_aside(path: str) -> str | None:
     return moved
 
 
-def count_open(path: str) -> int:
-    """How many jobs of a file had not ended when they were last seen; 0 where it cannot be told.
+def count_left(path: str) -> int:
+    """How many jobs had not ended when their session went; 0 where it cannot be told.
 
-    Quick: nothing is made, migrated or locked.
+    Quick, and changes nothing: for a look at every start.
     """
     if path == ":memory:" or not Path(path).exists():
         return 0
     try:
-        with contextlib.closing(sqlite3.connect(Path(path).absolute().as_uri() + "?mode=ro", uri=True)) as db:
-            return int(db.execute("SELECT count(*) FROM jobs WHERE NOT is_final").fetchone()[0])
-    except sqlite3.Error:
+        with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
+            owners = db.execute("SELECT owner FROM jobs WHERE NOT is_final").fetchall()
+        alive = {owner for owner in {owner for (owner,) in owners} if is_alive(sessions_of(path), owner)}
+    except (sqlite3.Error, OSError):
         return 0
+    return sum(owner not in alive for (owner,) in owners)

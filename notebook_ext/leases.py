@@ -7,6 +7,7 @@ gone at once when a process is killed, is not inherited by forked children, and 
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import uuid
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Presence"]
+__all__ = ["Presence", "is_alive"]
 
 
 class Presence:
@@ -29,6 +30,7 @@ class Presence:
 
     def __init__(self, folder: Path | None) -> None:
         self.owner = uuid.uuid4().hex
+        self._process = os.getpid()
         self._folder = folder
         self._lock: sqlite3.Connection | None = None
         if folder is not None:
@@ -45,19 +47,11 @@ class Presence:
 
     def is_alive(self, owner: str | None) -> bool:
         """Whether a session is there that would notice what happens to its jobs."""
-        if owner == self.owner:
-            return True
-        if self._folder is None or not owner or not self._file(owner).exists():
-            return False
-        lock = _locked(self._file(owner))
-        if lock is None:
-            return True
-        lock.close()
-        return False
+        return owner == self.owner or (self._folder is not None and is_alive(self._folder, owner))
 
     def close(self) -> None:
-        """Be gone."""
-        if self._lock is not None:
+        """Be gone; not in a forked child, whose parent still is there."""
+        if self._lock is not None and self._process == os.getpid():
             self._lock.close()
             self._lock = None
             with contextlib.suppress(OSError):
@@ -75,6 +69,18 @@ class Presence:
                 with contextlib.suppress(OSError):
                     file.unlink()
                 lock.close()
+
+
+def is_alive(folder: Path, owner: str | None) -> bool:
+    """Whether the session of this name is there, as its sign in the folder tells."""
+    file = folder / f"{owner}.lock"
+    if not owner or not file.exists():
+        return False
+    lock = _locked(file)
+    if lock is None:
+        return True
+    lock.close()
+    return False
 
 
 def _locked(file: Path) -> sqlite3.Connection | None:

@@ -5,10 +5,11 @@ What they do is in `verbs`, which the first use imports: loading the extension s
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import Magics, line_cell_magic, magics_class, needs_local_scope, no_var_expand
-from traitlets import Bool
+from traitlets import Bool, Unicode, default
 
 if TYPE_CHECKING:
     from notebook_ext.kernel import FrontEnd
@@ -32,10 +33,16 @@ class EndpointMagics(Magics):
         False, help="Let asyncio.run(...) work inside cells, by nest_asyncio2; it cannot be undone."
     ).tag(config=True)
 
+    journal = Unicode(
+        help="The file that remembers every job; ':memory:' forgets with the kernel. "
+        "NOTEBOOK_EXT_JOURNAL, or a file in the user's data folder, unless it is set."
+    ).tag(config=True)
+
     def __init__(self, shell: Any, front_end: FrontEnd) -> None:
         super().__init__(shell)
         self._front_end = front_end
         self._verbs: Verbs | None = None
+        self.observe(self._change_journal, names="journal")
         self.observe(lambda _: self._nest_loops(), names="nested_loops")
         self._nest_loops()
 
@@ -57,16 +64,49 @@ class EndpointMagics(Magics):
             from notebook_ext.verbs import Verbs
             from notebook_ext.vocabulary import VERBS
 
-            session = default_session()
+            session = default_session(self.journal)
             session.wait_step = self._front_end.wait
             session.config = Config(reserved=frozenset(VERBS))
             self._verbs = Verbs(self.shell, session, self._front_end)
+            if session.journal.warning:
+                print(session.journal.warning, file=sys.stderr)
         return self._verbs
 
     @property
     def session(self) -> Session:
         """The endpoints and jobs that the magics know."""
         return self.verbs.session
+
+    @default("journal")
+    def _default_journal(self) -> str:
+        from notebook_ext.journal_file import default_path
+
+        return default_path()
+
+    def _change_journal(self, change: Any) -> None:
+        """Go on with another journal, which only a session without running jobs can."""
+        if self._verbs is None or change.new == self._verbs.session.journal.path:
+            return
+        running = len(self._verbs.session.active())
+        if running:
+            self.journal = change.old
+            print(
+                f"{running} job(s) of this notebook still run, and {change.old} remembers them: set the "
+                "journal when they have ended, or after `%endpoint cancel --all`",
+                file=sys.stderr,
+            )
+            return
+        self._verbs.session.close()
+        self._verbs = None
+
+    def greet(self) -> None:
+        """Take over what an earlier session left, and say so in one line; nothing where nothing was left."""
+        from notebook_ext.journal_file import count_left
+
+        if count_left(self.journal):
+            greeting = self.verbs.greeting()
+            if greeting:
+                print(greeting)
 
     def display(self, value: Any) -> None:
         """Show a job, a handle, counters or a list of jobs that is a cell's result."""

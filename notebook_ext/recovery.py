@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from notebook_ext.errors import EndpointError, job_error
+from notebook_ext.following import differs
 from notebook_ext.handle import Ended, JobHandle
 from notebook_ext.types import JobStatus
 
@@ -36,6 +37,24 @@ class Recovered:
 
     handles: list[JobHandle]
     ended: list[JobHandle]
+
+    def __str__(self) -> str:
+        """One line, empty where nothing was left."""
+        finished = [handle for handle in self.handles if handle.status.is_final]
+        unknown = [handle for handle in self.handles if not handle.id]
+        running = len(self.handles) - len(finished) - len(unknown)
+        parts = [
+            f"{running} still run{'s' if running == 1 else ''}" if running else "",
+            f"{len(finished)} ended since, and what came of it is kept" if finished else "",
+            f"{len(unknown)} may or may not have been queued" if unknown else "",
+            f"{len(self.ended)} ended with it, as it served the endpoint" if self.ended else "",
+        ]
+        count = len(self.handles) + len(self.ended)
+        jobs = f"{count} job{'' if count == 1 else 's'}"
+        found = ", ".join(filter(None, parts))
+        return (
+            f"An earlier kernel left {jobs}: {found}. `%endpoint attach --all` shows them." if count else ""
+        )
 
 
 class Recovery:
@@ -67,15 +86,20 @@ class Recovery:
         One that had not ended is not followed: `resume` does that.
         """
         known = self._handles.get(entry.number)
-        if known is not None:
+        if known is not None and not self._is_behind(known, entry):
             return known
-        handle = self._make(entry)
-        handle.notes.extend(entry.notes)
+        handle = known or self._make(entry)
+        handle.job, handle.notes = entry.job, list(entry.notes)
         name, job = f"@{entry.number} on {entry.endpoint}", entry.job
         error = job_error(job, name) if job.status.is_final else _left(name, job.status)
         handle.recall(self._journal.chunks(entry.number), Ended(error), age=time.time() - entry.submitted_at)
         self._handles[entry.number] = handle
         return handle
+
+    def _is_behind(self, handle: JobHandle, entry: Entry) -> bool:
+        """Whether another session has seen more of a job than a handle that nobody follows here."""
+        is_left = handle.done and not handle.status.is_final and entry.owner != self._journal.owner
+        return is_left and differs(handle.job, entry.job)
 
     def resume(self, handle: JobHandle) -> bool:
         """Follow a job that was recalled, or look for it where its id never came.

@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import difflib
 import os
+import sys
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -62,7 +63,8 @@ class Session:
         config: config.Config | None = None,
         wait_step: Callable[[concurrent.futures.Future[Any], float | None], bool] | None = None,
     ) -> None:
-        self.loop = LoopThread(at_exit=self.close)  # which ends what is served in its own order
+        self.loop = LoopThread(at_exit=self._exit)  # which ends what is served in its own order
+        self._process = os.getpid()
         self.notebook = os.environ.get("JPY_SESSION_NAME")
         """The notebook's path, where its server tells it."""
         self.journal = journal if isinstance(journal, Journal) else Journal(journal)
@@ -76,6 +78,7 @@ class Session:
         self._server: EmbeddedServer | None = None
         self._watcher = Watcher(self.journal, self._collect_later)
         self._recovery = Recovery(self.journal, self._watcher, self._handle, self._endpoint)
+        self._left: list[JobHandle] = []
         self._listeners: list[Callable[[JobHandle], None]] = []
         self._default: str | None = None
         self._closed = False
@@ -272,6 +275,7 @@ class Session:
                 "':memory:'` goes on without a file"
             ) from error
         handle = self._handle(replace(entry, number=number))
+        handle.detached = submission.detached
         self._keep(handle, connection.endpoint)
         self._watcher.submit(handle, connection.endpoint, submission)
         return handle
@@ -316,6 +320,7 @@ class Session:
             operation=entry.operation,
             rate=entry.rate,
             served=entry.served,
+            body_hash=entry.body_hash,
         )
 
     def adopt(self, connection: Connection, job_id: str) -> JobHandle:
@@ -341,7 +346,7 @@ class Session:
         place = connection.provider.base_url, connection.endpoint.id
         for entry in self.journal.find(job_id):
             if entry.job.id == job_id and (entry.base_url, entry.endpoint_id) == place:
-                return self.handles.get(entry.number) or self._mine(self._recovery.recall(entry))
+                return self._mine(self.recall(entry))
         return None
 
     def _mine(self, handle: JobHandle) -> JobHandle:
@@ -403,7 +408,7 @@ class Session:
         if len(found) > 1:
             raise InputError(f"{reference} is the beginning of {len(found)} ids; give more of it")
         for entry in found.values():
-            return self.handles.get(entry.number) or self._recovery.recall(entry)
+            return self.recall(entry)
         try:
             return self.adopt(self._known(self.default_name()), reference)
         except JobLost as error:
@@ -420,8 +425,12 @@ class Session:
             raise InputError(f"there is no job {reference}{hint}")
         return found
 
+    def recall(self, entry: Entry) -> JobHandle:
+        """The handle of a job that the journal knows; it is not followed by that."""
+        return self.handles.get(entry.number) or self._recovery.recall(entry)
+
     def _recall(self, entry: Entry | None) -> JobHandle | None:
-        return None if entry is None else self._recovery.recall(entry)
+        return None if entry is None else self.recall(entry)
 
     def recover(self) -> Recovered:
         """Take over the jobs whose session is gone: each is followed to its end, and its result kept.
@@ -429,11 +438,19 @@ class Session:
         Those of this notebook are this session's from then on; the others are only looked after.
         """
         recovered = self.on_loop(self._recovery.take_over)
+        self._left += [*recovered.handles, *recovered.ended]
         for handle in recovered.handles:
             entry = self.journal.get(handle.number)
             if entry is not None and entry.notebook is not None and entry.notebook == self.notebook:
                 self.on_loop(self._mine, handle)
         return recovered
+
+    def left_behind(self) -> list[JobHandle]:
+        """What earlier sessions left and this one took over; what has ended is told once."""
+        self.recover()
+        left = self._left
+        self._left = [handle for handle in left if not handle.is_over]
+        return left
 
     def entries(
         self, *, active: bool = False, since: float | None = None, limit: int | None = None
@@ -446,7 +463,7 @@ class Session:
             limit: The newest so many; None means all.
         """
         entries = self.journal.entries(active=active, since=since, limit=limit)
-        return [self.handles.get(entry.number) or self._recovery.recall(entry) for entry in entries]
+        return [self.recall(entry) for entry in entries]
 
     def active(self) -> list[JobHandle]:
         """The jobs that are not over, oldest first; those that are no longer followed are among them."""
@@ -455,6 +472,22 @@ class Session:
     def look(self, handle: JobHandle) -> Job:
         """Ask the server once how a job stands."""
         return self.ask(self._watcher.look(handle, self._endpoint(handle)))
+
+    def look_at_all(self, handles: list[JobHandle], timeout: float) -> None:
+        """Ask the servers how jobs stand; what has not answered in time stays as it was.
+
+        Args:
+            handles: The jobs.
+            timeout: Seconds to wait for all answers.
+        """
+
+        async def look() -> None:
+            looks = [self._watcher.look(handle, self._endpoint(handle)) for handle in handles]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await asyncio.gather(*looks, return_exceptions=True)
+
+        self.ask(look())
 
     def stop(self, handle: JobHandle) -> concurrent.futures.Future[Stopped]:
         """Stop a remote job and see that it stopped; the one way in which anything here stops a job."""
@@ -561,18 +594,19 @@ class Session:
         """End everything: the loop's thread, its sockets, what is served.
 
         Args:
-            cancel: Stop the remote jobs that have not ended first; else they go on without us.
+            cancel: First stop the remote jobs that have not ended, except detached ones; else they go on.
             timeout: Seconds to wait for the jobs to stop.
 
         Returns:
             What became of the jobs that were to be stopped.
         """
-        if self._closed:
+        if self._closed or os.getpid() != self._process:  # a forked child has neither the thread nor the jobs
             return []
         stopped: list[Stopped] = []
         with contextlib.suppress(Exception):  # whatever fails here, the thread must end
-            if cancel and self.active():
-                stopped = self.loop.submit(self._stop_all(self.active(), timeout)).result(timeout + 0.5)
+            running = [handle for handle in self.active() if not handle.detached] if cancel else []
+            if running:
+                stopped = self.loop.submit(self._stop_all(running, timeout)).result(timeout + 0.5)
         self._closed = True
         deadline = time.monotonic() + CLOSING
         with contextlib.suppress(Exception):
@@ -584,6 +618,11 @@ class Session:
                 self._watcher.leave(handle)
         self.journal.close()
         return stopped
+
+    def _exit(self) -> None:
+        """The interpreter ends: so do its jobs, and what became of them is said."""
+        for stopped in self.close(cancel=True):
+            print(f"notebook_ext: {stopped}", file=sys.stderr)
 
     # ------------------------------------------------------------------ on the loop
 
@@ -627,9 +666,13 @@ def _wait(future: concurrent.futures.Future[Any], timeout: float | None) -> bool
 _default: Session | None = None
 
 
-def default_session() -> Session:
-    """The process's session; the first call makes it."""
+def default_session(journal: str | None = None) -> Session:
+    """The process's session; the first call makes it.
+
+    Args:
+        journal: Path of its journal; None means the user's. What is there already keeps its own.
+    """
     global _default  # noqa: PLW0603 - one session in a process is the point of it
     if _default is None or _default.closed:
-        _default = Session(journal=open_journal(default_path()))
+        _default = Session(journal=open_journal(journal or default_path()))
     return _default
