@@ -98,7 +98,9 @@ def _line(command: Command, changed: Mapping[str, Any] | None = None) -> str:
     words.append(command.verb.name)
     for action in sorted(command.verb.actions, key=lambda action: bool(action.option_strings)):
         value = arguments[action.dest]
-        if value != action.default:
+        # two flags may stand for the two values of one option
+        is_given = value == action.const if action.nargs == 0 else value != action.default
+        if is_given:
             words += _words(action, value, has_templates and action.dest not in _NOT_TEMPLATES)
     return " ".join(words)
 

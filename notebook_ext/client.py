@@ -79,6 +79,8 @@ class Endpoint:
         self.id = id
         self.name = name or id
         self.provider = providers.resolve(provider)
+        self.held = self.rounds = 0
+        """How many followed jobs have their stream held; how many are looked at in turn instead."""
         self._exchange = Exchange(
             self.id, self.provider, api_key, limits or Limits(self.provider.limits), name
         )

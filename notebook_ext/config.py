@@ -19,6 +19,7 @@ from notebook_ext.errors import ConfigurationError
 from notebook_ext.keys import (
     Key,
     doubt_keyring,
+    find_at_once,
     find_key,
     find_or_require,
     forget_keys,
@@ -36,6 +37,7 @@ __all__ = [
     "Key",
     "SavedEndpoint",
     "doubt_keyring",
+    "find_at_once",
     "find_key",
     "find_or_require",
     "forget_keys",

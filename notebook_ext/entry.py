@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from notebook_ext.values import Reference
 
-__all__ = ["COLUMNS", "Entry", "body_hash", "from_row", "job_to_row", "to_row"]
+__all__ = ["COLUMNS", "LARGE_COLUMNS", "Entry", "body_hash", "from_row", "job_to_row", "to_row"]
 
 _PLAIN = (
     "number", "endpoint", "endpoint_id", "provider", "base_url", "key_variable", "served", "operation",
@@ -23,6 +23,8 @@ _PLAIN = (
 _PLAIN_OF_JOB = ("delay_time", "execution_time", "worker_id", "retries", "seen_at")
 COLUMNS = (*_PLAIN, "input", "options", "notes", "job_id", "status", "output", "error", *_PLAIN_OF_JOB)
 """What `from_row` reads, in this order."""
+LARGE_COLUMNS = frozenset({"input", "output", "error", "streamed"})
+"""Where a reference may stand for a value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,21 +114,28 @@ def from_row(row: Sequence[Any], get: Callable[[Reference], str]) -> Entry:
     """The job in a row of `COLUMNS`; `get` gives the text for what `put` returned."""
     values = dict(zip(COLUMNS, row, strict=True))
 
-    def read(name: str) -> Any:
-        return None if values[name] is None else json.loads(get(values[name]))
+    gone = []
 
-    error = read("error")
+    def read(name: str) -> Any:
+        try:
+            return None if values[name] is None else json.loads(get(values[name]))
+        except (OSError, ValueError):  # the other jobs of a list are not to be lost with it
+            gone.append(f"its {name} is gone: the file beside the journal cannot be read")
+            return None
+
+    asked, output, error = read("input"), read("output"), read("error")
     job = Job(
         id=values["job_id"],
         endpoint=values["endpoint_id"],
         status=JobStatus(values["status"]),
-        output=read("output"),
+        output=output,
         has_output=values["output"] is not None,
         error=None if error is None else WorkerError(**error),
         **{name: values[name] for name in _PLAIN_OF_JOB},
     )
     plain = {name: values[name] for name in _PLAIN} | {"served": bool(values["served"])}
-    return Entry(**plain, input=read("input"), options=read("options"), notes=tuple(read("notes")), job=job)
+    options, notes = json.loads(values["options"]), (*json.loads(values["notes"]), *gone)
+    return Entry(**plain, input=asked, options=options, notes=notes, job=job)
 
 
 def body_hash(provider: str, endpoint_id: str, input: Any, options: Mapping[str, Any]) -> str:

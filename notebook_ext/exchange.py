@@ -236,10 +236,17 @@ class Exchange:
 
     async def _key(self) -> str | None:
         """The key, read whenever a request is built: it may have changed since the last one."""
+        key: str | None
         if isinstance(self._api_key, str):
-            key: str | None = self._api_key
-        else:  # in a thread, because a keyring may take seconds to answer
-            key = await asyncio.to_thread(self._api_key or self._usual_key)
+            key = self._api_key
+        elif self._api_key is not None:  # in a thread: nobody knows how long it takes
+            key = await asyncio.to_thread(self._api_key)
+        else:
+            try:
+                at_once = config.find_at_once(self.provider, name=self._saved_name)
+                key = at_once() if at_once is not None else None
+            except LookupError:  # in a thread, because a keyring may take seconds to answer
+                key = await asyncio.to_thread(self._usual_key)
         if key and not re.fullmatch(r"[!-~]+", key):
             raise ConfigurationError(
                 f"the key for {self.name} has characters that no key has (a line break, a blank, an "

@@ -38,12 +38,24 @@ HELD = 0.25
 """Seconds from which on an answer counts as held by the server."""
 SHORTEST_PAUSE, PAUSE_SHARE, LONGEST_PAUSE = 0.005, 0.02, 1.0
 """Between two empty answers that were not held: seconds, share of the time since anything came, seconds."""
+FIRST_LOOK, BUSY_LOOK, LONGEST_LOOK = 0.2, 1.0, 10.0
+"""Seconds until the first look at the status beside an open stream. Each that tells nothing new doubles the
+pause, up to the longest; one that does halves it, down to the busy one."""
+MOST_HELD, MOST_HELD_IDLY = 224, 128
+"""Streams of one endpoint that are held at once; and those among them of jobs that wait in the queue. The
+other connections stay free for what must not wait for them: submissions, cancels and looks."""
+AGE_SHARE, LONGEST_ROUND, ROUNDS_RATE, ROUND = 0.1, 10.0, 100.0, 0.25
+"""Between two looks at a job whose stream cannot be held: share of its age, seconds at most; how many of all
+of them are looked at in a second; and the clock on which that is done together: the loop wakes less often."""
 QUIET = 10.0
 """Seconds without a chunk after which the status is asked: some streams never say that the job has ended."""
 
 
 class _Source(Protocol):
     id: str
+
+    held: int
+    rounds: int
 
     async def status(self, job_id: str) -> Job: ...
 
@@ -106,6 +118,8 @@ class Following:
             where the job ended in anything but COMPLETED.
         first_index: How many chunks were seen before, by somebody who gave up.
         has_gap: Whether answers were lost then.
+        grace: Seconds for the outstanding answer when it is cancelled: what the server has put into
+            it is nowhere else. Its chunks are yielded before the cancellation is raised.
     """
 
     def __init__(
@@ -117,6 +131,7 @@ class Following:
         look: bool,
         first_index: int = 0,
         has_gap: bool = False,
+        grace: float = 0.0,
     ) -> None:
         self._endpoint = endpoint
         self._job_id = job_id
@@ -126,9 +141,20 @@ class Following:
         self._last: Job | None = None
         self._seen = first_index
         self._lost = int(has_gap)
+        self._grace = grace
+        self._is_outstanding = False
         self._held: list[StreamChunk] = []  # what came after a gap: only the aggregate knows its place
         self._patience = Patience(f"job {job_id} on {endpoint.id}", job_id)
+        self._since = time.monotonic()
+        self._look_pause = FIRST_LOOK
+        self._look_at = self._since + FIRST_LOOK
+        self._final: JobStatus | None = None  # that a look has told, and not yet the stream
         self._idle_since = self._quiet_since = time.monotonic()
+
+    @property
+    def has_gap(self) -> bool:
+        """Whether answers were lost, or may have been: the last one was not waited for."""
+        return self._lost > 0 or self._is_outstanding
 
     async def events(self) -> AsyncGenerator[StreamChunk | Job]:
         """Yield snapshots where the state changed, chunks, and the final snapshot last.
@@ -160,23 +186,39 @@ class Following:
 
     async def _live(self) -> AsyncGenerator[StreamChunk | Job]:
         while self._status is None or not self._status.is_final:
+            if self._look and not self._has_room():
+                async with contextlib.aclosing(self._in_turn()) as looks:
+                    async for job in looks:
+                        yield job
             poll = asyncio.ensure_future(self._poll())
+            self._endpoint.held += 1
+            self._is_outstanding, cancelled = True, None
             try:
                 if self._look and not self._seen:
                     async with contextlib.aclosing(self._looks_until(poll)) as looks:
                         async for job in looks:
                             yield job
-                chunks = await poll
+                await asyncio.wait({poll})
+            except asyncio.CancelledError as error:
+                cancelled = error
+                await asyncio.wait({poll}, timeout=self._grace)
+                if not poll.done():
+                    raise
             finally:
+                self._endpoint.held -= 1
                 await _stopped(poll)
+            chunks = poll.result()
             if self._look and chunks and (started := self._changed_to(self._status)) is not None:
                 yield started
             for chunk in chunks:
                 yield chunk
+            self._is_outstanding = False
+            if cancelled is not None:
+                raise cancelled
 
     async def _poll(self) -> list[StreamChunk]:
         """One answer of the stream: its chunks, or none where it was lost or is held back."""
-        asked = time.monotonic()
+        asked, final = time.monotonic(), self._final  # an answer that is older than the end may lack chunks
         try:
             status, chunks = await self._endpoint.read_stream(
                 self._job_id, hold=self._hold, first_index=self._seen + len(self._held)
@@ -191,6 +233,8 @@ class Following:
         if status is None:  # the documentation's own example is a list without a status: ask for it
             with contextlib.suppress(EndpointError):  # the chunks are not to be lost with it
                 status = (await self._endpoint.status(self._job_id)).status
+        if final is not None and not chunks:
+            status = final
         self._status = await self._confirmed(status, chunks)
         if self._status is None or not self._status.is_final:
             await self._pause(time.monotonic() - asked, chunks)
@@ -205,6 +249,8 @@ class Following:
         now = time.monotonic()
         if chunks or (status is not None and status.is_final):
             self._quiet_since = now
+        elif self._look and not self._seen:
+            return status  # it is looked at anyway
         elif now - self._quiet_since >= QUIET:
             self._quiet_since = now
             with contextlib.suppress(EndpointError):
@@ -228,9 +274,7 @@ class Following:
         await asyncio.sleep(min(max(SHORTEST_PAUSE, PAUSE_SHARE * (now - self._idle_since)), LONGEST_PAUSE))
 
     async def _looks_until(self, poll: asyncio.Future[list[StreamChunk]]) -> AsyncGenerator[Job]:
-        pause = 0.2
-        while not (await asyncio.wait({poll}, timeout=pause))[0]:
-            pause = min(pause * 2, 5.0)
+        while not (await asyncio.wait({poll}, timeout=max(0.0, self._look_at - time.monotonic())))[0]:
             look = asyncio.ensure_future(self._endpoint.status(self._job_id))
             both: set[asyncio.Future[Any]] = {poll, look}
             try:
@@ -239,11 +283,51 @@ class Following:
                     return
                 with contextlib.suppress(EndpointError):  # the open stream tells what is wrong
                     job = look.result()
-                    if not job.status.is_final and differs(self._last, job):  # the final one comes last
-                        self._last = job
+                    if self._is_news(job):
                         yield job
             finally:
+                self._look_at = time.monotonic() + self._look_pause
                 await _stopped(look)
+
+    def _is_news(self, job: Job) -> bool:
+        """Take in what a look has told; whether that is to be passed on: the final snapshot comes last."""
+        is_new = differs(self._last, job)
+        has_changed = is_new and self._last is not None
+        self._look_pause = (
+            max(BUSY_LOOK, self._look_pause / 2) if has_changed else min(2 * self._look_pause, LONGEST_LOOK)
+        )
+        if job.status.is_final:
+            self._final = job.status
+            return False
+        self._last = job
+        return is_new
+
+    def _has_room(self) -> bool:
+        """Whether its stream may be held: not where too many are already, those of running jobs first."""
+        known = self._last.status if self._last is not None else self._status
+        most = MOST_HELD_IDLY if known is JobStatus.IN_QUEUE else MOST_HELD
+        return bool(self._seen) or self._endpoint.held < most
+
+    async def _in_turn(self) -> AsyncGenerator[Job]:
+        """Look now and then, until its stream may be held or the job has ended."""
+        pause = FIRST_LOOK
+        self._endpoint.rounds += 1
+        try:
+            while not self._has_room() and self._final is None:
+                due = time.monotonic() + random.uniform(0.8, 1.2) * pause  # noqa: S311 - jitter, not a secret
+                await asyncio.sleep(due + ROUND - due % ROUND - time.monotonic())
+                age = time.monotonic() - self._since
+                pause = max(min(AGE_SHARE * age, LONGEST_ROUND), self._endpoint.rounds / ROUNDS_RATE)
+                try:
+                    job = await self._endpoint.status(self._job_id)
+                except TRANSIENT as error:
+                    await self._patience.after(error)
+                    continue
+                self._patience.renew()
+                if self._is_news(job):
+                    yield job
+        finally:
+            self._endpoint.rounds -= 1
 
     def _changed_to(self, status: JobStatus | None) -> Job | None:
         """A snapshot for a state that only the stream has told so far."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from notebook_ext import prompts, render
 from notebook_ext.handle import Ended
 from notebook_ext.pane import Pane, count_jobs, time_of_day
+from notebook_ext.protocol import Operation
+from notebook_ext.providers import PROVIDERS
 from notebook_ext.types import JobStatus, StreamChunk
 from notebook_ext.watching import Steady
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     Result = Callable[[JobHandle], Sequence[render.Bundle]]
 
-__all__ = ["JobsPane", "job_row"]
+__all__ = ["JobsPane", "job_row", "unfollowed"]
 
 SHOWN_ROWS = 200
 """Jobs in the table that is saved, the newest."""
@@ -41,6 +43,8 @@ class JobsPane(Pane):
         self._result = result
         self._first: int | None = None  # of the page; None: where the newest are
         self._prompts: dict[int, str] = {}
+        self._queued: dict[int, float] = {}  # seconds in the queue, as seen from here
+        self._kept: dict[int, float | None] = {}  # seconds for which their provider keeps results
         self._cancelling: set[int] = set()
         self._shown: JobHandle | None = None
         self._leave: dict[int, Callable[[], None]] = {}
@@ -118,19 +122,34 @@ class JobsPane(Pane):
             self._prompts[number] = prompts.first_words(handle.input)
         waits = not handle.done and job.status is JobStatus.IN_QUEUE
         runs = not handle.done and job.status is JobStatus.IN_PROGRESS
+        if waits:
+            self._queued[number] = handle.elapsed
+        # while a job streams, only our own clock tells how long it had been queued
+        queue = job.delay_time if job.delay_time is not None else self._queued.get(number)
         return JobLine(
             number=number,
             endpoint=handle.endpoint,
             status=job.status,
-            prompt=self._prompts[number],
+            prompt=self._what_is_left(handle) or self._prompts[number],
             submitted=time_of_day(handle.submitted_at),
-            queue=_coarse(handle.elapsed) if waits else job.delay_time,
-            run=_coarse(handle.elapsed - (job.delay_time or 0.0)) if runs else job.execution_time,
+            queue=_coarse(handle.elapsed) if waits else queue,
+            run=_coarse(handle.elapsed - (queue or 0.0)) if runs else job.execution_time,
             can_cancel=not handle.is_over,
             can_retry=handle.done and job.status in (JobStatus.FAILED, JobStatus.TIMED_OUT),
             is_cancelling=number in self._cancelling,
             is_shown=handle is self._shown,
         )
+
+    def _what_is_left(self, handle: JobHandle) -> str:
+        """How to follow a job again whose follower gave up; "" for any other."""
+        if not handle.done or handle.is_over:
+            return ""
+        if handle.number not in self._kept:
+            entry = self.session.journal.get(handle.number)
+            known = PROVIDERS.get(entry.provider) if entry is not None else None
+            kept = known.retention.get(Operation(handle.operation)) if known is not None else None
+            self._kept[handle.number] = kept
+        return unfollowed(handle, self._kept[handle.number])
 
     def static(self, reason: str) -> render.Bundle:
         handles = self._handles()
@@ -247,6 +266,22 @@ def _coarse(seconds: float) -> float:
     """Seconds that go on, in steps that grow: the older a job, the more rarely its row is drawn."""
     step = 1.0 if seconds < 60 else 5.0 if seconds < 600 else 60.0
     return seconds // step * step
+
+
+def unfollowed(handle: JobHandle, kept: float | None) -> str:
+    """How to follow a job again whose follower gave up, and until when that surely finds its result.
+
+    Args:
+        handle: The job.
+        kept: Seconds for which its provider keeps the result of a job that has ended, where known.
+    """
+    attach = f"%endpoint attach @{handle.number}"
+    if kept is None:
+        return f"no longer followed: {attach}"
+    left = handle.job.seen_at + kept - time.time()  # it may have ended when it had just been seen
+    if left <= 0:
+        return f"its result may have expired: {attach}"
+    return f"its result is kept {render.duration(left)} at least: {attach}"
 
 
 def job_row(handle: JobHandle) -> render.JobRow:

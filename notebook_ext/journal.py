@@ -102,9 +102,7 @@ class Journal:
             undo.pop_all()
 
     def close(self) -> None:
-        """Give up what this session owns, and close the file."""
-        with contextlib.suppress(sqlite3.Error):
-            self._db.execute("UPDATE jobs SET owner = NULL WHERE owner = ? AND NOT is_final", (self.owner,))
+        """Follow no job any longer, and close the file."""
         self._presence.close()
         self._db.close()
 
@@ -135,8 +133,7 @@ class Journal:
     # ------------------------------------------------------------------ write
 
     def _put(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The row with large values in their files, in the transaction that refers to them: no other
-        session sweeps them away meanwhile."""
+        """The row with its large values in files; within the transaction, so that nobody sweeps them away."""
         return {
             name: self._values.put(value) if name in LARGE_COLUMNS and value is not None else value
             for name, value in row.items()
@@ -172,7 +169,7 @@ class Journal:
             return number
 
     def update(self, number: int, job: Job) -> None:
-        """Keep a job's newest snapshot, its id too, once it is known; not where another session follows it."""
+        """Keep the newest snapshot of a job, its id too, unless another session follows it."""
         with self._using(), self._writing() as db:
             row = self._put(job_to_row(job, str))
             db.execute(
@@ -250,6 +247,14 @@ class Journal:
                 "UPDATE jobs SET owner = ? WHERE number = ? AND owner IS ?", (self.owner, number, owner)
             )
             return cursor.rowcount == 1
+
+    def release(self, number: int) -> None:
+        """Follow a job no longer, of which all that was read is kept.
+
+        One that is left without this had an owner who may have read more.
+        """
+        with self._using() as db:
+            db.execute("UPDATE jobs SET owner = NULL WHERE number = ? AND owner = ?", (number, self.owner))
 
     def open_entries(self) -> list[Entry]:
         """The jobs that had not ended when they were last seen, oldest first."""

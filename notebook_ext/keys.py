@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Key",
     "doubt_keyring",
+    "find_at_once",
     "find_key",
     "find_or_require",
     "forget_keys",
@@ -99,6 +100,19 @@ def find_or_require(
         for account in _accounts(provider, name):
             _answers.pop(account, None)
         raise _missing(provider, name, variable)
+    return key
+
+
+def find_at_once(provider: Provider, *, name: str | None = None) -> Key | None:
+    """What `find_or_require` would find, where that takes no time.
+
+    Raises:
+        LookupError: The keyring has to be asked first, or there is no key: `find_or_require` does that.
+        ConfigurationError: What was found cannot be sent in a header.
+    """
+    key = _find(provider, name, None, _answers.__getitem__)
+    if key is None and not provider.loopback:
+        raise LookupError
     return key
 
 

@@ -10,6 +10,7 @@ import atexit
 import concurrent.futures
 import contextlib
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class LoopThread:
                     target=self._run, args=(self._loop,), name=self._name, daemon=True
                 )
                 self._thread.start()
-                atexit.register(self._at_exit)
+                _before_exit(self._at_exit)
             return self._loop
 
     @property
@@ -78,7 +79,6 @@ class LoopThread:
         with self._starting:
             already, self._closed = self._closed, True
             loop, thread = self._loop, self._thread
-        atexit.unregister(self._at_exit)
         if already or loop is None or thread is None or self.in_thread:
             return
         with contextlib.suppress(concurrent.futures.TimeoutError, RuntimeError):
@@ -96,6 +96,23 @@ class LoopThread:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
+
+
+def _before_exit(end: Callable[[], Any]) -> None:
+    """Call a method when the interpreter exits, while threads can still be started.
+
+    `atexit` is later than that: a name could no longer be resolved then, so no job be cancelled.
+    """
+    import concurrent.futures.thread  # noqa: F401 - it registers its end first, so that comes after ours
+
+    reference = weakref.WeakMethod(end)
+
+    def call() -> None:
+        method = reference()
+        if method is not None:
+            method()
+
+    getattr(threading, "_register_atexit", atexit.register)(call)
 
 
 async def _cancel_all(timeout: float) -> None:

@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from notebook_ext.errors import EndpointError, job_error
+from notebook_ext.errors import EndpointError, JournalError, job_error
 from notebook_ext.following import differs
 from notebook_ext.handle import Ended, JobHandle
-from notebook_ext.types import JobStatus
+from notebook_ext.types import JobStatus, StreamChunk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +92,12 @@ class Recovery:
         handle.job, handle.notes = entry.job, list(entry.notes)
         name, job = f"@{entry.number} on {entry.endpoint}", entry.job
         error = job_error(job, name) if job.status.is_final else _left(name, job.status)
-        handle.recall(self._journal.chunks(entry.number), Ended(error), age=time.time() - entry.submitted_at)
+        chunks: list[StreamChunk] = []
+        try:
+            chunks = self._journal.chunks(entry.number)
+        except JournalError as unreadable:  # the other jobs of a list are not to be lost with it
+            handle.note(f"its text could not be read: {unreadable}")
+        handle.recall(chunks, Ended(error), age=time.time() - entry.submitted_at)
         self._handles[entry.number] = handle
         return handle
 

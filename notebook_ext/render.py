@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from notebook_ext.types import Health, Job, JobStatus, WorkerError
+from notebook_ext.waiting import wait_reason
 
 __all__ = [
     "FORMATS",
@@ -30,6 +31,7 @@ __all__ = [
     "footer",
     "footer_bundle",
     "health",
+    "history",
     "inert",
     "job",
     "jobs",
@@ -66,6 +68,7 @@ _TABLE_ROWS = 100
 _GREY = "color:var(--jp-ui-font-color2, #666);font-size:var(--jp-ui-font-size1, 13px)"
 _CELL = "text-align:left;padding:2px 12px 2px 0"
 _ONE_LINE = 24  # a shorter cell of a table is not broken: a number keeps its unit
+_EXCERPT = 120  # characters
 _SHORT_ID = 8  # so much of a job's id names it in a notebook
 _DATA_URL = re.compile(r"data:(?:image|audio|video)/[\w.+-]+(?:;[\w=.-]+)*;base64,", re.IGNORECASE)
 _LINK = re.compile(r"https?://[^\s<>\"'`$\\]+", re.IGNORECASE)
@@ -461,6 +464,25 @@ def jobs(rows: Sequence[JobRow]) -> Bundle:
     return {"text/html": _html_table(lines), "text/plain": _aligned(lines)}
 
 
+def history(rows: Sequence[JobRow], excerpts: Sequence[str] = ()) -> Bundle:
+    """A table of journaled jobs, in the order given.
+
+    Args:
+        rows: The jobs.
+        excerpts: Where what was searched for stands in each; none where nothing was searched for.
+    """
+    if not rows:
+        return note("No jobs.")
+    lines = [["", "endpoint", "when", "status", "prompt", *(["found"] if excerpts else [])]]
+    lines += [
+        [f"@{row.number}", row.endpoint, _moment(row.submitted_at), str(row.status), _first_words(row.prompt)]
+        for row in rows
+    ]
+    for line, excerpt in zip(lines[1:], excerpts, strict=False):
+        line.append(_first_words(excerpt, _EXCERPT))
+    return {"text/html": _html_table(lines), "text/plain": _aligned(lines)}
+
+
 def _moment(seconds: float) -> str:
     """The time of day if it was today, else the date too."""
     then = time.localtime(seconds)
@@ -531,23 +553,9 @@ def health(health: Health, name: str) -> Bundle:
     for group, counts in (("jobs", health.jobs), ("workers", health.workers)):
         told = " · ".join(f"{count} {key.replace('_', ' ')}" for key, count in counts.items())
         lines.append([group, told or "not told"])
-    reason = wait_reason(health) if health.jobs["in_queue"] else None
+    reason = wait_reason(health) if health.jobs["in_queue"] else ""
     note = f"{health.jobs['in_queue']} in the queue: {reason}" if reason else ""
     return {
         "text/html": _html_table(lines) + (f'<div style="{_GREY}">{html.escape(note)}</div>' if note else ""),
         "text/plain": _aligned(lines) + (f"\n{note}" if note else ""),
     }
-
-
-def wait_reason(health: Health) -> str | None:
-    """Why a job in the queue waits, as its workers' states suggest; None where they look able to work."""
-    workers = health.workers
-    if workers["unhealthy"]:
-        return "workers are unhealthy: they crash, and the job may wait for ever; look at the endpoint's logs"
-    if not any(workers.values()):
-        return "there is no worker at all: the endpoint starts from zero, or has no capacity"
-    if workers["throttled"] and not workers["running"]:
-        return "workers are throttled: their hosts are full"
-    if workers["initializing"]:
-        return "workers are starting (cold start)"
-    return None

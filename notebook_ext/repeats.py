@@ -87,6 +87,8 @@ class Repeats:
             return None
         for twin in self._session.journal.open_twins(entry.body_hash):
             is_same_cell = (twin.cell, twin.notebook) == (entry.cell, entry.notebook)
-            if is_same_cell and twin.job.id and self._runs.get(twin.number) != run:
-                return self._session.recall(twin)
+            if is_same_cell and self._runs.get(twin.number) != run:
+                handle = self._session.recall(twin)
+                if not handle.is_over:
+                    return handle
         return None

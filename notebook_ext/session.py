@@ -446,10 +446,9 @@ class Session:
         return recovered
 
     def left_behind(self) -> list[JobHandle]:
-        """What earlier sessions left and this one took over; what has ended is told once."""
+        """What earlier sessions left and this one took over; told once."""
         self.recover()
-        left = self._left
-        self._left = [handle for handle in left if not handle.is_over]
+        left, self._left = self._left, []
         return left
 
     def entries(

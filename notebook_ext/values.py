@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import uuid
 from typing import TYPE_CHECKING
 
 from notebook_ext.errors import JournalError
@@ -51,11 +52,18 @@ class Values:
         return digest
 
     def _write(self, file: Path, content: bytes) -> None:
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = file.with_suffix(f".{os.getpid()}")  # never seen half written
-            unfinished.write_bytes(content)
+        if file.exists():
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(f".{uuid.uuid4().hex}")  # never seen half written
+        try:
+            with unfinished.open("xb") as writer:
+                writer.write(content)
+                writer.flush()
+                os.fsync(writer.fileno())  # as safe as the row that refers to it
             unfinished.replace(file)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def get(self, reference: Reference) -> str:
         """The text that was put.

@@ -13,17 +13,20 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from notebook_ext import cellcode, config, grammar, profiles, prompts, providers, render
+from notebook_ext import config, grammar, profiles, prompts, providers, render
 from notebook_ext.arguments import Arguments
 from notebook_ext.cell import visible
 from notebook_ext.cells import JobCells
 from notebook_ext.errors import ConfigurationError, EndpointError, InputError
 from notebook_ext.handle import JobHandle
 from notebook_ext.jobs_pane import job_row
+from notebook_ext.memory import Memory
 from notebook_ext.panels import Panels
 from notebook_ext.protocol import JobRequest, Operation
+from notebook_ext.repeats import Repeats
 from notebook_ext.types import Health, Job, JobStatus
 from notebook_ext.view import facts
 from notebook_ext.vocabulary import HANDLERS, VERBS
@@ -32,19 +35,35 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from notebook_ext.connection import Connection, Submission
+    from notebook_ext.entry import Entry
     from notebook_ext.grammar import Command
     from notebook_ext.kernel import FrontEnd
+    from notebook_ext.memory import Found
     from notebook_ext.session import Session
     from notebook_ext.view import JobView
 
-__all__ = ["JobTable", "Verbs"]
+__all__ = ["History", "JobTable", "Verbs"]
 
 WATCH_EVERY, LEAST_EVERY = 5.0, 1.0
 """Seconds between two questions for an endpoint's counters, unless they are given; and at least."""
+GREETING_PATIENCE = 0.5
+"""Seconds that `%load_ext` waits to hear how the jobs stand that an earlier kernel left."""
+LISTED = 50
+"""How many jobs `%endpoint jobs` lists, unless it is told since when."""
+FULLY_SHOWN = 10
+"""How many ended jobs `attach --all` draws; more are listed."""
 
 
 class JobTable(list[JobHandle]):
     """The jobs that `%endpoint jobs` listed."""
+
+
+class History(JobTable):
+    """The jobs that `%endpoint history` found."""
+
+    def __init__(self, found: Found) -> None:
+        super().__init__(found.handles)
+        self.bundle = found.bundle
 
 
 class Verbs:
@@ -65,6 +84,9 @@ class Verbs:
         self._namespace: dict[str, Any] = shell.user_ns
         self._shown: list[Any] = []  # by this cell
         self._commands: dict[int, Command] = {}  # that jobs came from
+        self._memory = Memory(session, self._commands)
+        self.repeats = Repeats(session)
+        """What was asked before, and whether it is asked again."""
 
     def do(self, line: str, body: str | None, local: Mapping[str, Any] | None = None) -> Any:
         """Read a line, and the body under it, and do what it says.
@@ -92,6 +114,12 @@ class Verbs:
             if typed.get("debug"):
                 error.show_traceback()
             raise
+
+    def greeting(self) -> str:
+        """What an earlier session left, in one line; its jobs are followed from now on."""
+        recovered = self.session.recover()
+        self.session.look_at_all(recovered.handles, GREETING_PATIENCE)
+        return str(recovered)
 
     def display(self, value: Any) -> None:
         """Show a value that is a cell's result, unless a verb has shown it already."""
@@ -158,19 +186,75 @@ class Verbs:
         timeout = arguments.limit("timeout")
         if command.arguments.dry_run:
             return self._print(_dry_run(connection, submission, kind, profile.name))
+        known = self._asked_before(command, self.session.entry(connection, submission, profile=profile.name))
+        if known is not None:
+            return self._show_known(command, known, timeout)
         self._cells.get_ready(is_quiet=command.arguments.quiet)
         with self._front_end.stop_button_held():
+            detached = command.arguments.on_interrupt == "detach"
+            submission = replace(submission, detached=detached)
             handle = self.session.submit(connection, submission, profile=profile.name)
             self._commands[handle.number] = command
+            self.repeats.submitted(handle, self._run_of_cell())
             self._keep(command, handle)
             if config.looks_like_key(_typed(command)):
                 handle.notes.append("this cell seems to hold a key: put it in a variable before you share it")
             view = self._view(command, handle, owns_cell=command.body is not None)
             self._wait_or_leave(command, view, timeout)
+        return self._assigned(command, handle)
+
+    def _assigned(self, command: Command, handle: JobHandle) -> JobHandle | None:
+        """What the magic returns: the handle, unless `NAME <<` takes the value."""
         if command.assign is None:
             return handle
-        self._namespace[command.assign] = view.final.value if view.final is not None else None
+        self._namespace[command.assign] = self._cells.final(handle).value
         return None
+
+    def _asked_before(self, command: Command, entry: Entry) -> JobHandle | None:
+        """The job that makes it needless to submit another one: its answer is kept, or it still runs."""
+        options = command.arguments
+        cell = f"cell {entry.cell}" if entry.cell else f"cell [{self._shell.execution_count}]"
+        answered = self.repeats.answer(entry, cell, cache=options.cache)
+        if answered is not None or options.again:
+            return answered
+        running = self.repeats.running(entry, self._run_of_cell())
+        if running is None:
+            return None
+        age = render.duration(max(0.0, time.time() - running.submitted_at))
+        found = f"@{running.number}, the same request of this cell, was sent {age} ago and has not ended"
+        if self._front_end.is_headless:
+            self._print(
+                f"{found}; this submits another one (`%endpoint attach @{running.number}` follows it)"
+            )
+            return None
+        try:
+            reply = input(f"{found}. Attach to it, or submit another one? [attach/submit] ")
+        except EOFError:
+            return None
+        return None if reply.strip().lower() in ("s", "submit", "n", "no") else running
+
+    def _show_known(self, command: Command, handle: JobHandle, timeout: float | None) -> JobHandle | None:
+        self._keep(command, handle)
+        if not handle.status.is_final:
+            return self._follow(command, handle, timeout)
+        if not command.arguments.quiet:
+            self._cells.show_end(handle, command.arguments.format)
+        return self._assigned(command, handle)
+
+    def _follow(self, command: Command, handle: JobHandle, timeout: float | None) -> JobHandle | None:
+        self.session.resume(handle)
+        self._wait_or_leave(command, self._view(command, handle), timeout)
+        return self._assigned(command, handle)
+
+    def _replay(self, command: Command, _: Arguments) -> None:
+        if command.arguments.mode:
+            self.repeats.mode = command.arguments.mode
+        said = {
+            "off": "every run is sent",
+            "auto": "runs are answered from the journal where it has the answer, and sent where not",
+            "only": "runs are answered from the journal, and what it does not have is an error",
+        }
+        self._print(f"replay is '{self.repeats.mode}': {said[self.repeats.mode]}")
 
     def _runsync(self, command: Command, arguments: Arguments) -> Any:
         return self._run(command, arguments, sync=True)
@@ -250,12 +334,35 @@ class Verbs:
             self._cells.leave(self._view(command, handle), timeout=None, cancels=False)
         return handle
 
-    def _stream(self, command: Command, arguments: Arguments) -> JobHandle:
+    def _stream(self, command: Command, arguments: Arguments) -> JobHandle | None:
         timeout = arguments.limit("timeout")
+        if command.arguments.all:
+            self._attach_all(command, timeout)
+            return None
         handle = self._keep(command, self._handle(command.arguments.job, arguments))
-        self.session.resume(handle)
-        self._wait_or_leave(command, self._view(command, handle), timeout)
+        self._follow(command, handle, timeout)
         return handle
+
+    def _attach_all(self, command: Command, timeout: float | None) -> None:
+        """Show what an earlier session left: what still runs, live, and what has ended, as it is kept."""
+        left = self.session.left_behind()
+        if not left:
+            return self._print("no job was left behind: `%endpoint jobs` lists what the journal has")
+        ended = [handle for handle in left if handle.is_over]
+        running = [handle for handle in left if not handle.is_over]
+        if len(ended) > FULLY_SHOWN:
+            self._front_end.cell().show(render.jobs([job_row(handle) for handle in ended]))
+        else:
+            for handle in ended:
+                self._cells.show_end(handle, command.arguments.format)
+        for handle in running:
+            self.session.resume(handle)
+        views = [self._view(command, handle) for handle in running]
+        if not command.arguments.bg:
+            self._cells.wait_for_all(
+                running, timeout=timeout, cancels=command.arguments.on_interrupt == "cancel", views=views
+            )
+        return None
 
     def _cancel(self, command: Command, arguments: Arguments) -> None:
         handles = self.session.active() if command.arguments.all else self._handles(command, arguments)
@@ -270,10 +377,19 @@ class Verbs:
             self._wait_or_leave(command, self._view(command, handle), timeout)
         return handle
 
+    def _history(self, command: Command, arguments: Arguments) -> Any:
+        found = self._memory.history(arguments)
+        if command.arguments.out:
+            self._namespace[command.arguments.out] = self._memory.frame(found)
+        return self._present(History(found))
+
+    def _export(self, command: Command, arguments: Arguments) -> None:
+        handles = [self._handle(reference, arguments) for reference in command.arguments.job]
+        self._print(self._memory.export(command, arguments, handles))
+
     def _code(self, command: Command, arguments: Arguments) -> None:
         handle = self._handle(command.arguments.job, arguments)
-        known = self._commands.get(handle.number) or _from_python(handle)
-        code = cellcode.cell(cellcode.at(handle.endpoint, known))
+        code = self._memory.code(handle, command)
         if command.arguments.cell and not self._front_end.is_headless:
             self._shell.set_next_input(code)
         else:
@@ -283,11 +399,11 @@ class Verbs:
         since = arguments.limit("since")
         return self._present(
             JobTable(
-                handle
-                for _, handle in sorted(self.session.handles.items())
-                if not handle.never_submitted
-                and not (command.arguments.active and handle.is_over)
-                and (since is None or time.time() - handle.submitted_at <= since)
+                self.session.entries(
+                    active=command.arguments.active,
+                    since=None if since is None else time.time() - since,
+                    limit=LISTED if since is None else None,
+                )
             )
         )
 
@@ -441,8 +557,9 @@ class Verbs:
 
     def _connect(self, command: Command, arguments: Arguments) -> None:
         options, name = command.arguments, command.arguments.name
-        base, endpoint_id = providers.split_endpoint_url(options.endpoint)
-        is_url = "://" in options.endpoint
+        where = arguments.text("endpoint") or ""
+        base, endpoint_id = providers.split_endpoint_url(where)
+        is_url = "://" in where
         if is_url and endpoint_id is None:
             raise InputError(
                 "a URL to connect to ends in /v2/ENDPOINT-ID; or give the id, and --provider URL"
@@ -454,7 +571,7 @@ class Verbs:
         profiles.get(options.profile)
         saved = config.SavedEndpoint(
             name=name,
-            endpoint_id=endpoint_id or options.endpoint,
+            endpoint_id=endpoint_id or where,
             provider=base if is_url else options.provider or "runpod",
             profile=options.profile,
             key_variable=options.key_env,
@@ -526,25 +643,13 @@ class Verbs:
         self._print(f"{', '.join(found)}, Python {sys.version.split()[0]}")
 
 
-def _from_python(handle: JobHandle) -> Command:
-    """The command of a job that was submitted from Python."""
-    if handle.input is None:
-        raise InputError(f"@{handle.number} was not submitted from here, so what it was asked is not known")
-    profile = profiles.get(handle.profile)
-    fits = isinstance(handle.input, dict) and profile.place(handle.input, is_text=False) == handle.input
-    return cellcode.from_input(
-        handle.endpoint,
-        handle.input,
-        {"profile": handle.profile if fits else "raw"},
-        verb=handle.operation,
-    )
-
-
 def _bundle(value: Any) -> dict[str, Any]:
     if isinstance(value, Job):
         return render.job(value)
     if isinstance(value, Health):
         return render.health(value, "health")
+    if isinstance(value, History):
+        return value.bundle
     return render.jobs([job_row(handle) for handle in value])
 
 

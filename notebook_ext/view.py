@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from notebook_ext import render
 from notebook_ext.errors import EndpointError, InputError
-from notebook_ext.handle import Ended
-from notebook_ext.types import Health, Job, JobStatus, StreamChunk
+from notebook_ext.handle import Ended, Queued
+from notebook_ext.types import Job, JobStatus, StreamChunk
+from notebook_ext.waiting import wait_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 TICK = 0.5
 """Seconds between two drawings of the strip while nothing but time goes on."""
+NEWS = 20.0
+"""Seconds after which an endpoint's counters no longer say why a job waits."""
 LIVE_FORMATS = frozenset({"auto", "markdown", "text"})
 """Formats whose text is shown while it comes; the others need all of it."""
 LEAST_CHUNKS, LEAST_SECONDS = 3, 0.1
@@ -91,7 +94,9 @@ class JobView:
         self._is_live = output_format in LIVE_FORMATS and not is_quiet
         self._is_background = is_background
         self._is_quiet = is_quiet
-        self._reason = ""
+        self._queued: Queued | None = None
+        self._queued_at = 0.0
+        self._queue: float | None = None  # seconds in the queue, as seen from here
         self._shown = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -131,11 +136,9 @@ class JobView:
     def _draw(self, event: Event) -> None:
         if isinstance(event, StreamChunk):
             self._add(self._decoder.feed(event))
-        elif isinstance(event, Health):
-            self._reason = render.wait_reason(event) or ""
+        elif isinstance(event, Queued):
+            self._queued, self._queued_at = event, self.handle.elapsed
         elif isinstance(event, Job):
-            if event.status is not JobStatus.IN_QUEUE:
-                self._reason = ""
             self._draw_strip()
         elif isinstance(event, Ended):
             self._finish(event)
@@ -182,8 +185,11 @@ class JobView:
 
         handle, job = self.handle, self.handle.job
         waiting = job.status is JobStatus.IN_QUEUE
-        queue = handle.elapsed if waiting else job.delay_time
-        running = None if waiting else handle.elapsed - (job.delay_time or 0.0)
+        if waiting:
+            self._queue = handle.elapsed
+        # while a job streams, only our own clock tells how long it had been queued
+        queue = job.delay_time if job.delay_time is not None else self._queue
+        running = None if waiting else handle.elapsed - (queue or 0.0)
         self._strip.update(
             StripView(
                 status=job.status,
@@ -192,9 +198,16 @@ class JobView:
                 first_token=handle.first_token,
                 rate=" · ".join(render.speed(facts(handle, None, tokens=self._decoder.tokens))),
                 progress=job.progress,
-                reason=self._reason,
+                reason=self._reason() if waiting else "",
             )
         )
+
+    def _reason(self) -> str:
+        """Why it waits, as long as that is news."""
+        queued, waited = self._queued, self.handle.elapsed
+        if queued is None or waited - self._queued_at > NEWS:
+            return ""
+        return wait_reason(queued.health, waited, queued.cold_starts)
 
 
 def facts(handle: JobHandle, final: Final | None, *, tokens: int | None = None) -> render.Facts:
@@ -219,8 +232,18 @@ def facts(handle: JobHandle, final: Final | None, *, tokens: int | None = None) 
         tokens_per_second=tokens / seconds if tokens and seconds else None,
         chunks_per_second=_chunk_rate(handle),
         cost=handle.cost,
-        notes=tuple(handle.notes),
+        notes=(*handle.notes, *_next_step(handle)),
     )
+
+
+def _next_step(handle: JobHandle) -> list[str]:
+    """What can still be done about a job, to copy: a button would be saved, and lead nowhere then."""
+    if not handle.done or not handle.id:
+        return []
+    if not handle.is_over:
+        return [f"follow it again: %endpoint attach @{handle.number}"]
+    is_retriable = handle.status in (JobStatus.FAILED, JobStatus.TIMED_OUT)
+    return [f"queue it again: %endpoint retry @{handle.number}"] if is_retriable else []
 
 
 def _chunk_rate(handle: JobHandle) -> float | None:

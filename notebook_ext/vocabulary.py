@@ -16,9 +16,11 @@ from notebook_ext.render import FORMATS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["ALIASES", "FORMATS", "HANDLERS", "PANELS", "VERBS", "Verb"]
+__all__ = ["ALIASES", "FORMATS", "HANDLERS", "PANELS", "REPLAY_MODES", "VERBS", "Verb"]
 
 PANELS = ("prompt", "jobs", "health")
+REPLAY_MODES = ("auto", "only", "off")
+"""Answer from the journal what it has; nothing but what it has; nothing."""
 HANDLERS = ("echo", "chat", "image", "openai", "sleep", "fail")
 
 
@@ -247,6 +249,32 @@ def _background(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bg", action="store_true", help="return at once; the cell's output goes on")
 
 
+def _repeat(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what was asked before")
+    cache = group.add_mutually_exclusive_group()
+    cache.add_argument(
+        "--cache", action="store_true", default=None, help="answer from the journal where it has the answer"
+    )
+    cache.add_argument(
+        "--no-cache",
+        dest="cache",
+        action="store_false",
+        default=None,
+        help="send it, whatever `replay` says",
+    )
+    group.add_argument(
+        "--again", action="store_true", help="submit it although the same request of this cell still runs"
+    )
+
+
+def _left(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--all", action="store_true", help="all that an earlier kernel left behind")
+
+
+def _replay(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("mode", nargs="?", choices=REPLAY_MODES, metavar="MODE", help=", ".join(REPLAY_MODES))
+
+
 def _dry_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="show the exact request, send nothing")
 
@@ -284,15 +312,48 @@ def _panel(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _history(parser: argparse.ArgumentParser) -> None:
+    _search(parser)
+    parser.add_argument("--limit", metavar="N", default="20", help="how many at most (20)")
+    parser.add_argument(
+        "-o",
+        "--out",
+        metavar="NAME",
+        help="variable for the table: a pandas DataFrame, or a list of dicts where there is no pandas",
+    )
+
+
+def _search(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-q", "--query", metavar="TEXT", help="only those with these words in the prompt or the answer"
+    )
+    parser.add_argument("--since", metavar="TIME", help="only those submitted within that time, such as 7d")
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", nargs="*", help="@last, @17, an id or its beginning, a variable")
+    parser.add_argument(
+        "file",
+        help="tables: .csv (an apostrophe before what a spreadsheet would compute) .parquet; all that is "
+        "known: .json .jsonl; to read: .md .html; the output of one job: .txt .png .jpg .wav .mp4 ...",
+    )
+    parser.add_argument("--all", action="store_true", help="every job of the journal")
+    _search(parser)
+    parser.add_argument("--force", action="store_true", help="replace a file that exists")
+
+
 def _code(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cell", action="store_true", help="insert it as the next cell")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--cell", action="store_true", help="insert it as the next cell")
+    group.add_argument("--python", action="store_true", help="a Python program that makes the same request")
+    group.add_argument("--curl", action="store_true", help="a curl command that makes the same request")
 
 
 def _topic(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("topic", nargs="?", help="verb")
 
 
-_RUN = (_target, _input, _policy, _waiting, _result, _background, _dry_run, _debug)
+_RUN = (_target, _input, _policy, _waiting, _result, _background, _repeat, _dry_run, _debug)
 
 VERBS: Mapping[str, Verb] = {
     verb.name: verb
@@ -343,8 +404,14 @@ VERBS: Mapping[str, Verb] = {
             "stream",
             "Follow a job in this cell until it has ended; also called attach.",
             "%endpoint stream @last",
-            (_job, _wait_timeout, _waiting, _result, _debug),
+            (_job, _left, _wait_timeout, _waiting, _result, _background, _debug),
             takes="job",
+        ),
+        Verb(
+            "replay",
+            "Answer runs from the journal: where it has the answer, only so, or never.",
+            "%endpoint replay auto",
+            (_replay, _debug),
         ),
         Verb(
             "cancel",
@@ -382,9 +449,22 @@ VERBS: Mapping[str, Verb] = {
             (_panel, _target, _pace, _debug),
         ),
         Verb(
+            "history",
+            "List the journal's jobs, the newest first, or find some by their words, the best first.",
+            '%endpoint history -q "queues fair" --since 7d -o df',
+            (_history, _debug),
+        ),
+        Verb(
+            "export",
+            "Write jobs of the journal to a file, or what one of them gave.",
+            "%endpoint export --all --since 7d jobs.csv",
+            (_export, _debug),
+            takes="job",
+        ),
+        Verb(
             "code",
-            "Write the cell that does what a job did.",
-            "%endpoint code @last --cell",
+            "Write the cell that does what a job did, or its request as a program; the key by its variable.",
+            "%endpoint code @last --python",
             (_job, _code, _debug),
             takes="job",
         ),

@@ -20,13 +20,15 @@ from notebook_ext.errors import (
 )
 from notebook_ext.following import TRANSIENT, Following, Patience, differs
 from notebook_ext.handle import Ended, JobHandle, Queued, Stopped
-from notebook_ext.types import Health, Job, JobStatus, StreamChunk
+from notebook_ext.protocol import Operation
+from notebook_ext.types import Job, JobStatus, StreamChunk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncGenerator, Callable, Coroutine
 
     from notebook_ext.client import Endpoint
     from notebook_ext.connection import Submission
+    from notebook_ext.entry import Entry
     from notebook_ext.journal import Journal
 
 __all__ = ["Watcher"]
@@ -41,20 +43,27 @@ STREAM_HOLD = 10.0
 """Seconds that the server may hold one answer of a stream that is followed again."""
 ID_PATIENCE = 45.0
 """Seconds to wait for the id of a job that is to be cancelled; longer than a submission may take."""
+LEAVING = 0.3
+"""Seconds to wait, when a session closes, for the answer that a job's stream owes."""
 STOP_PATIENCE = 12.0
 """Seconds to wait for a cancelled job to be final."""
 LIST_PATIENCE = 10.0
 """Seconds to wait for a provider's list of requests."""
 JOURNAL_DELAY = 0.25
 """Seconds that streamed chunks may be late in the journal."""
-JOURNAL_AGAIN = 1.0
-"""Seconds until chunks that the journal could not take are offered to it again."""
+JOURNAL_AGAIN, JOURNAL_AGAIN_LATER = 1.0, 60.0
+"""Seconds until what the journal could not take is offered to it again: at first, and at most."""
 OWNER_EVERY = 2.0
 """Seconds between two looks at whether the session that follows a job is still there."""
 COLLECT_EVERY = 60.0
 """Seconds until a job that could no longer be followed is looked for again, so that its result is kept."""
+UP = ("idle", "ready", "running")
+"""Workers in these states need not be started."""
 HEALTH_AFTER, HEALTH_EVERY = 2.0, 5.0
 """Seconds in the queue after which, and intervals at which, health is read to say why a job waits."""
+
+
+_LACKS = "the journal lacks some of this job: it could not be written"
 
 
 class Watcher:
@@ -69,6 +78,9 @@ class Watcher:
         self._journal = journal
         self._gave_up = gave_up
         self._tasks: set[asyncio.Task[EndpointError | None]] = set()
+        self._looks: dict[Endpoint, tuple[float, asyncio.Task[Queued]]] = {}
+        self._behind: dict[int, JobHandle] = {}  # the journal lacks something of these
+        self._left_whole: set[int] = set()  # nothing of these was lost when they were left
 
     def submit(self, handle: JobHandle, endpoint: Endpoint, submission: Submission) -> None:
         """Begin to submit a job, and then to follow it."""
@@ -125,10 +137,13 @@ class Watcher:
 
     async def close(self) -> None:
         """Follow no longer; the jobs go on, except those that are served here."""
-        tasks = list(self._tasks)
+        tasks = [*self._tasks, *(look for _, look in self._looks.values())]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for handle in list(self._behind.values()):
+            with contextlib.suppress(JournalError):
+                self._catch_up(handle)
 
     def leave(self, handle: JobHandle) -> None:
         """End a handle because its session closes."""
@@ -143,6 +158,10 @@ class Watcher:
             f"the session closed while @{handle.number} was {was}: {fate}", job_id=handle.id or None
         )
         handle.saw(Ended(error))
+        if handle.status.is_final:
+            self._write(handle, self._finish, handle)
+        elif handle.number in self._left_whole and handle.number not in self._behind:
+            self._write(handle, self._journal.release, handle.number)
 
     def _start(self, handle: JobHandle, work: Coroutine[Any, Any, EndpointError | None]) -> None:
         """Do a job's work in a task; however that ends, whoever waits for the job hears of its end."""
@@ -154,10 +173,10 @@ class Watcher:
                 return
             bug = task.exception()
             error = task.result() if bug is None else self._broken(handle, bug)
+            if handle.status.is_final:
+                self._write(handle, self._finish, handle)
             handle.saw(Ended(error))
-            if handle.status.is_final:  # those who wait for the end need not wait for this
-                self._write(handle, self._journal.finish, handle.number, handle.job, handle.notes)
-            elif not handle.is_over:
+            if not handle.is_over:
                 self._gave_up(handle)
 
         task = asyncio.get_running_loop().create_task(work)
@@ -228,8 +247,18 @@ class Watcher:
                 if not self._journal.is_alive(entry.owner) and self._journal.claim(
                     handle.number, entry.owner
                 ):
-                    return await self._follow(handle, endpoint, has_gap=entry.owner is not None)
+                    return await self._inherit(handle, endpoint, entry)
             await asyncio.sleep(JOURNAL_DELAY)
+
+    async def _inherit(self, handle: JobHandle, endpoint: Endpoint, entry: Entry) -> EndpointError | None:
+        """Follow a job whose session is gone."""
+        if entry.served:
+            handle.note("its endpoint was served by a kernel that has ended")
+            self._saw(handle, replace(handle.job, status=JobStatus.LOST, seen_at=time.time()))
+            return _error(handle)
+        if not handle.id:
+            return await self._look_for(handle, endpoint)
+        return await self._follow(handle, endpoint, has_gap=entry.owner is not None)
 
     async def _retry(
         self,
@@ -239,6 +268,9 @@ class Watcher:
         take_back: Callable[[], None],
         queued: asyncio.Future[None],
     ) -> EndpointError | None:
+        # Before it is sent: who is killed meanwhile must not leave a job that runs as one that has ended.
+        self._write(handle, self._journal.restart, handle.number)
+        self._saw(handle, handle.job)
         try:
             job = await self._queued_again(handle, endpoint, earlier)
             queued.set_result(None)
@@ -249,7 +281,6 @@ class Watcher:
             return handle.error
         finally:
             queued.cancel()  # no more than that where it is done: nobody is to wait for ever
-        self._write(handle, self._journal.restart, handle.number)
         self._saw(handle, job)
         return await self._follow(handle, endpoint)
 
@@ -300,14 +331,32 @@ class Watcher:
                 except TRANSIENT as error:
                     await patience.after(error)
             return
+        if Operation.STREAM not in endpoint.provider.routes:
+            await self._read_events(handle, endpoint.follow(handle.id), chunks)
+            return
         seen = len(handle.streamed())
-        if seen or has_gap:
-            following = Following(
-                endpoint, handle.id, hold=STREAM_HOLD, look=True, first_index=seen, has_gap=has_gap
-            )
-            source = following.events()
-        else:
-            source = endpoint.follow(handle.id)
+        if has_gap and not seen:
+            with contextlib.suppress(*TRANSIENT):  # nobody can have read what has not begun
+                has_gap = (await endpoint.status(handle.id)).status is not JobStatus.IN_QUEUE
+        following = Following(
+            endpoint,
+            handle.id,
+            hold=STREAM_HOLD,
+            look=True,
+            first_index=seen,
+            has_gap=has_gap,
+            grace=LEAVING,
+        )
+        try:
+            await self._read_events(handle, following.events(), chunks)
+        except asyncio.CancelledError:
+            if not following.has_gap:
+                self._left_whole.add(handle.number)
+            raise
+
+    async def _read_events(
+        self, handle: JobHandle, source: AsyncGenerator[StreamChunk | Job], chunks: _ChunkWriter
+    ) -> None:
         async with contextlib.aclosing(source) as events:
             async for event in events:
                 if isinstance(event, StreamChunk):
@@ -320,15 +369,27 @@ class Watcher:
     async def _read_health(self, handle: JobHandle, endpoint: Endpoint) -> None:
         """While a job is queued, ask now and then how the workers are, so that somebody can say why."""
         await asyncio.sleep(HEALTH_AFTER)
+        was_cold = False
         while handle.status is JobStatus.IN_QUEUE:
             with contextlib.suppress(EndpointError):
-                handle.saw(self._queued(handle, endpoint, await endpoint.health()))
+                queued = await self._look_at_queue(endpoint)
+                handle.saw(queued)
+                if not was_cold and not any(map(queued.health.workers.get, UP)):
+                    was_cold = True  # it waits for a worker to start
+                    self._write(handle, self._journal.was_cold, handle.number)
             await asyncio.sleep(HEALTH_EVERY)
 
-    def _queued(self, handle: JobHandle, endpoint: Endpoint, health: Health) -> Queued:
-        """What is known of the queue; a job that waits while no worker is up is a cold start."""
-        if not any(health.workers.get(state) for state in ("idle", "ready", "running")):
-            self._write(handle, self._journal.was_cold, handle.number)
+    async def _look_at_queue(self, endpoint: Endpoint) -> Queued:
+        """What is known of a queue: asked once for all jobs that wait in it."""
+        asked, look = self._looks.get(endpoint, (float("-inf"), None))
+        if look is None or time.monotonic() - asked >= HEALTH_EVERY / 2:
+            look = asyncio.get_running_loop().create_task(self._queue_of(endpoint))
+            look.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody waits
+            self._looks[endpoint] = time.monotonic(), look
+        return await asyncio.shield(look)
+
+    async def _queue_of(self, endpoint: Endpoint) -> Queued:
+        health = await endpoint.health()
         cold_starts: tuple[float, ...] = ()
         with contextlib.suppress(JournalError):
             cold_starts = self._journal.cold_starts(endpoint.provider.base_url, endpoint.id)
@@ -340,7 +401,8 @@ class Watcher:
             return  # an answer that another one has overtaken, or an expiry after the end
         if job.status is JobStatus.LOST and not job.id:
             job = replace(job, id=handle.id)
-        self._write(handle, self._journal.update, handle.number, job)
+        if not job.status.is_final:  # the end is kept at the end, with all that belongs to it
+            self._write(handle, self._journal.update, handle.number, job)
         handle.saw(job)
 
     def _doubt(self, handle: JobHandle) -> None:
@@ -349,12 +411,43 @@ class Watcher:
             self._saw(handle, replace(handle.job, status=JobStatus.AMBIGUOUS, seen_at=time.time()))
 
     def _write(self, handle: JobHandle, write: Callable[..., None], *what: Any) -> None:
-        """Tell the journal; a job goes on without it."""
+        """Tell the journal; a job goes on without it, and what it could not take is offered again."""
         try:
             write(*what)
         except JournalError as error:
+            self._fell_behind(handle, error, JOURNAL_AGAIN)
+
+    def _fell_behind(self, handle: JobHandle, error: JournalError, pause: float) -> None:
+        if _LACKS not in handle.notes:
             _log.warning("@%s: %s", handle.number, error)
-            handle.note("the journal lacks some of this job: it could not be written")
+            handle.note(_LACKS)
+        if handle.number not in self._behind:
+            self._behind[handle.number] = handle
+            with contextlib.suppress(RuntimeError):  # no loop: the session is closing
+                asyncio.get_running_loop().call_later(pause, self._try_again, handle, pause)
+
+    def _try_again(self, handle: JobHandle, pause: float) -> None:
+        try:
+            self._catch_up(handle)
+        except JournalError as error:
+            self._fell_behind(handle, error, min(2 * pause, JOURNAL_AGAIN_LATER))
+
+    def _catch_up(self, handle: JobHandle) -> None:
+        """Tell the journal all that is known of a job."""
+        del self._behind[handle.number]
+        if handle.never_submitted:
+            self._journal.discard(handle.number)
+        elif handle.done and handle.status.is_final:
+            self._finish(handle)
+        else:
+            self._journal.append(handle.number, handle.streamed())
+            if not handle.status.is_final:
+                self._journal.update(handle.number, handle.job)
+        handle.notes[:] = [note for note in handle.notes if note != _LACKS]
+
+    def _finish(self, handle: JobHandle) -> None:
+        notes = [note for note in handle.notes if note != _LACKS]
+        self._journal.finish(handle.number, handle.job, notes, handle.streamed())
 
     # ------------------------------------------------------------------ asked for
 

@@ -6,10 +6,13 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser.environments import make_environments
+from inshell import KEY, Notebook
+from IPython.core.interactiveshell import InteractiveShell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +23,7 @@ FOREIGN_KEYS = ("RUNPOD_API_KEY", "TENSORONE_API_KEY", "TENSORONE_BASE_URL")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pictures", action="store_true", help="make the README's pictures anew")
+    parser.addoption("--kills", type=int, help="kill so many kernels, and print what became of their jobs")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -94,3 +98,49 @@ def _sockets() -> set[str]:
         if target.startswith("socket:"):
             found.add(target)
     return found
+
+
+@pytest.fixture
+def shell() -> Iterator[Notebook]:
+    yield Notebook()
+    InteractiveShell.clear_instance()
+
+
+@pytest.fixture
+def notebook(shell: Notebook) -> Iterator[Notebook]:
+    shell.run("%load_ext notebook_ext")
+    yield shell
+    shell.run("%unload_ext notebook_ext")
+
+
+@pytest.fixture
+def echo(notebook: Notebook) -> Notebook:
+    """A notebook that serves `echo`, and uses it where no endpoint is named."""
+    notebook.run("%endpoint serve echo --handler echo\n%endpoint use echo")
+    return notebook
+
+
+@pytest.fixture
+def provider() -> Iterator[SimpleNamespace]:
+    """A provider that is not this session's: its base URL, its server, and a key that is no secret in here only."""
+    from notebook_ext.loop import LoopThread
+    from notebook_ext.server import EmbeddedServer  # brings starlette, which few tests need
+
+    loop, server = LoopThread(), EmbeddedServer(token=KEY)
+
+    async def start() -> None:
+        await server.start()
+        server.serve("abc123", "echo")
+
+    async def serve(handler: Any, **options: Any) -> None:
+        server.serve("abc123", handler, **options)
+
+    loop.submit(start()).result(10)
+    yield SimpleNamespace(
+        url=server.base_url,
+        server=server,
+        serve=lambda handler, **options: loop.submit(serve(handler, **options)).result(10),
+        sent=lambda: len(server.endpoints["abc123"].records),
+    )
+    loop.submit(server.stop()).result(10)
+    loop.close()

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -39,8 +41,60 @@ def test_a_quick_run_prints_one_table_and_writes_its_samples(tmp_path: Path) -> 
     )
 
 
+def test_what_following_costs_is_measured_in_a_real_kernel(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    done = bench("--quick", "--repeats", "1", "--only", "watching", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    figures = {
+        figure["what"].partition(" (")[0]: figure for figure in json.loads(file.read_text())["figures"]
+    }
+    assert all(set(figure["samples"]) == {"floor", "notebook_ext"} for figure in figures.values())
+    for what in ("cancel() to POST at the server", "end of a job to its being known"):
+        assert all(0 < sample < 90_000 for (sample,) in figures[what]["samples"].values()), what
+    (asked,) = figures["requests per job and minute"]["samples"]["notebook_ext"]
+    assert 0 < asked < 600  # the stopwatch holds what it is asked
+
+
+@pytest.mark.browser
+def test_clicks_are_measured_in_a_real_page(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    done = bench("--quick", "--repeats", "1", "--only", "clicks", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    posts, pages = (
+        {
+            figure["case"]: figure["samples"]
+            for figure in json.loads(file.read_text())["figures"]
+            if what in figure["what"]
+        }
+        for what in ("POST", "page")
+    )
+    assert len(posts) == 2
+    for case, samples in posts.items():
+        for contender, (sample,) in samples.items():
+            assert 0 < sample < pages[case][contender][0], (case, contender)
+
+
+@pytest.mark.browser
+def test_updates_are_counted_in_a_real_page(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    done = bench("--quick", "--repeats", "1", "--only", "panels", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    figures = {figure["what"]: figure["samples"] for figure in json.loads(file.read_text())["figures"]}
+    assert all(100 < sample < 20_000 for (sample,) in figures["bytes per update"].values())
+    assert 60 <= figures["updates per minute"]["floor"][0] <= 180
+
+
 def test_an_unknown_question_names_those_that_there_are() -> None:
     done = bench("--only", "nonsense")
     assert done.returncode == 2
-    for name in ("exchanges", "first-token", "imports", "stream-end", "token-delay"):
+    for name in (
+        "clicks",
+        "exchanges",
+        "first-token",
+        "imports",
+        "panels",
+        "stream-end",
+        "token-delay",
+        "watching",
+    ):
         assert name in done.stderr

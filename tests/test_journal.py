@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from notebook_ext.connection import Submission
-from notebook_ext.errors import JournalError
 from notebook_ext.entry import Entry, body_hash
+from notebook_ext.errors import JournalError
 from notebook_ext.journal import Journal
 from notebook_ext.types import ExecutionPolicy, Job, JobStatus, StreamChunk, WorkerError
 

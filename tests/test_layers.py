@@ -39,14 +39,16 @@ OURS = {
     "schema": "errors",
     "entry": "types values@typing",
     "journal": "entry leases schema values types errors",
-    "journal_file": "journal errors",
+    "journal_file": "journal leases errors",
     "loop": "",
     "handle": "types errors",
     "connection": "types errors client@typing handle@typing providers@typing session@typing",
-    "recovery": "handle types errors client@typing entry@typing journal@typing watcher@typing",
-    "watcher": "following handle types errors client@typing connection@typing journal@typing",
+    "recovery": "following handle types errors client@typing entry@typing journal@typing watcher@typing",
+    "watcher": "following handle protocol types errors client@typing connection@typing entry@typing journal@typing",
     "session": "recovery watcher loop connection handle journal journal_file entry config providers types errors "
     "client@late limits@late transport@late server@late",
+    "provenance": "keys handle@typing",
+    "repeats": "vocabulary errors entry@typing handle@typing session@typing",
     # What a person types
     "templates": "errors",
     "prompts": "templates types errors",
@@ -55,6 +57,7 @@ OURS = {
     "vocabulary": "prompts render errors",
     "grammar": "vocabulary prompts errors",
     "cellcode": "grammar vocabulary prompts errors",
+    "requestcode": "protocol providers types errors entry@typing",
     "arguments": "grammar@typing connection prompts profiles protocol types errors",
     # What a person sees
     "inert": "",
@@ -69,20 +72,26 @@ OURS = {
     "view": "display handle profiles render waiting errors types widgets@late",
     "desk": "arguments cellcode config display grammar profiles render view errors handle@typing kernel@typing "
     "session@typing widgets@late",
-    "cells": "display handle kernel profiles render session view types errors widgets@late",
+    "cells": "provenance display handle kernel profiles render session view types errors widgets@late",
     "pane": "errors kernel@typing render@typing session@typing widgets@late",
     "health_pane": "pane watching render sparkline types connection@typing errors@typing kernel@typing session@typing "
     "widgets@late",
-    "jobs_pane": "pane watching handle prompts render types kernel@typing session@typing widgets@late",
+    "jobs_pane": "pane watching handle prompts protocol providers render types kernel@typing session@typing widgets@late",
     "panels": "desk pane health_pane jobs_pane watching client@typing connection@typing grammar@typing kernel@typing "
     "session@typing",
+    # What is taken out of the journal
+    "records": "profiles render types entry@typing",
+    "reports": "records render",
+    "exports": "records reports errors",
+    "memory": "exports records requestcode cellcode profiles prompts render errors arguments@typing entry@typing "
+    "grammar@typing handle@typing session@typing",
     # The ones that know everyone
-    "verbs": "panels jobs_pane arguments cell cellcode cells config connection grammar handle kernel profiles prompts protocol providers render "
+    "verbs": "memory repeats entry panels jobs_pane arguments cell cells config connection grammar handle kernel profiles prompts protocol providers render "
     "session types errors view vocabulary server@late",
     "suggestions": "completion grammar vocabulary profiles prompts providers errors session@typing",
     # What %load_ext imports at once; the rest comes with the first use
     "completion": "grammar@late suggestions@late vocabulary@late",
-    "magics": "config@late grammar@late kernel@late session@late verbs@late vocabulary@late",
+    "magics": "journal_file@late config@late grammar@late kernel@late session@late verbs@late vocabulary@late",
     "extension": "completion kernel magics tls client@late verbs@late widgets@late",
     "__init__": "types@typing errors@typing client@typing connection@typing handle@typing kernel@typing "
     "providers@typing server@typing session@late extension@late",

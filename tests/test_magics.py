@@ -5,129 +5,26 @@ What is shown in a notebook is for test_headless and the browser; here a cell's 
 
 from __future__ import annotations
 
-import contextlib
 import http.server
-import io
 import json
 import re
 import threading
 import time
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from IPython.core.interactiveshell import InteractiveShell
-from traitlets.config import Config
+from inshell import KEY, TRACEBACK, Gate, Notebook
 
 from notebook_ext import JobHandle
 from notebook_ext.errors import ConfigurationError, EndpointError
 from notebook_ext.grammar import VERBS
-from notebook_ext.loop import LoopThread
-from notebook_ext.server import EmbeddedServer
-from notebook_ext.session import Session, default_session
 from notebook_ext.types import Health, Job, JobStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import SimpleNamespace
 
-KEY = "rpa_THIS0IS0A0PLANTED0KEY0THAT0NOBODY0MAY0SEE0ABCDEF"
-TRACEBACK = "Traceback (most recent call last)"
-
-
-class Ran(NamedTuple):
-    text: str
-    success: bool
-    value: Any
-
-
-class Notebook:
-    """Runs cells, and reads what they print."""
-
-    def __init__(self) -> None:
-        config = Config()
-        config.HistoryManager.enabled = False
-        config.InteractiveShell.colors = "nocolor"
-        self.shell = InteractiveShell.instance(config=config)
-        self.names = self.shell.user_ns
-
-    @property
-    def session(self) -> Session:
-        return default_session()
-
-    def try_(self, cell: str) -> Ran:
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            result = self.shell.run_cell(cell, store_history=True)
-        return Ran(printed.getvalue(), result.success, result.result)
-
-    def run(self, cell: str) -> str:
-        ran = self.try_(cell)
-        assert ran.success, ran.text
-        return ran.text
-
-    def value(self, cell: str) -> Any:
-        ran = self.try_(cell)
-        assert ran.success, ran.text
-        return ran.value
-
-    def error(self, cell: str) -> str:
-        """The last line that a failing cell prints; there is no traceback above it."""
-        ran = self.try_(cell)
-        assert not ran.success, ran.text
-        assert TRACEBACK not in ran.text, ran.text
-        return ran.text.rstrip().splitlines()[-1]
-
-    def input(self, cell: str) -> Any:
-        """What the handler of `echo` received from a cell."""
-        self.run(cell)
-        return self.names["job"].output()
-
-    def handlers(self, **handlers: Any) -> None:
-        for name, handler in handlers.items():
-            self.names[f"{name}_handler"] = handler
-            self.run(f"%endpoint serve {name} --handler {name}_handler")
-
-    def sent(self) -> int:
-        """How many jobs have reached the endpoints that are served."""
-        queues = [self.session.queue(name) for name in self.session.names()]
-        return sum(len(queue.records) for queue in queues if queue is not None)
-
-
-@pytest.fixture
-def shell() -> Iterator[Notebook]:
-    yield Notebook()
-    InteractiveShell.clear_instance()
-
-
-@pytest.fixture
-def notebook(shell: Notebook) -> Iterator[Notebook]:
-    shell.run("%load_ext notebook_ext")
-    yield shell
-    shell.run("%unload_ext notebook_ext")
-
-
-@pytest.fixture
-def echo(notebook: Notebook) -> Notebook:
-    """A notebook that serves `echo`, and uses it where no endpoint is named."""
-    notebook.run("%endpoint serve echo --handler echo\n%endpoint use echo")
-    return notebook
-
-
-@pytest.fixture
-def provider() -> Iterator[SimpleNamespace]:
-    """A provider that is not this session's: its base URL, its server, and a key that is no secret in here only."""
-    loop, server = LoopThread(), EmbeddedServer(token=KEY)
-
-    async def start() -> None:
-        await server.start()
-        server.serve("abc123", "echo")
-
-    loop.submit(start()).result(10)
-    yield SimpleNamespace(
-        url=server.base_url, server=server, sent=lambda: len(server.endpoints["abc123"].records)
-    )
-    loop.submit(server.stop()).result(10)
-    loop.close()
+    from IPython.core.interactiveshell import InteractiveShell
 
 
 @pytest.fixture
@@ -137,23 +34,6 @@ def connected(notebook: Notebook, provider: SimpleNamespace, monkeypatch: pytest
         f"%endpoint connect llama abc123 --provider {provider.url} --profile vllm --key-env LLAMA_KEY"
     )
     return notebook
-
-
-class Gate:
-    """A handler that streams, says when it has begun, waits to be let go, and says when it has ended."""
-
-    def __init__(self) -> None:
-        self.begun, self.go, self.ended = threading.Event(), threading.Event(), threading.Event()
-
-    def __call__(self, job: dict[str, Any]) -> Iterator[str]:
-        try:
-            yield "begun "
-            self.begun.set()
-            while not self.go.wait(0.01):
-                yield ""
-            yield "done"
-        finally:
-            self.ended.set()
 
 
 @pytest.fixture

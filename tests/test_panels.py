@@ -471,6 +471,28 @@ def test_pages_stay_where_they_were_turned_to_and_follow_the_newest(panels, page
     until(lambda: "41 to 51 of 51" in page.text())
 
 
+def test_time_in_the_queue_is_not_told_as_time_of_running(panels, page, session):
+    go = threading.Event()
+
+    async def stream(job):
+        while job["input"]["prompt"] == "first" and not go.is_set():
+            await asyncio.sleep(0.01)
+        yield "a word"
+        if job["input"]["prompt"] == "second":
+            await asyncio.sleep(60)
+
+    connection = session.serve("words", stream, workers=1)
+    for prompt in ("first", "second"):
+        connection.submit({"prompt": prompt})
+    panels.jobs(result, cell=(None, 1))
+    until(lambda: re.search(r"@2 +words +queued +second +[\d:]+ +1\.0 s", page.text()))
+    go.set()
+    times = r"@2 +words +running +second +[\d:]+ +([\d.]+) s +([\d.]+) s"
+    until(lambda: re.search(times, page.text()))
+    queue, run = map(float, re.search(times, page.text()).groups())
+    assert run < 1.0 <= queue
+
+
 def test_a_table_that_nobody_sees_is_not_drawn(panels, page, session):
     echo = session.serve("echo", "echo")
     panels.jobs(result, cell=(None, 1))

@@ -339,27 +339,17 @@ def test_footer():
     assert render.footer(Facts(endpoint="demo", status=JobStatus("ODD"))) == "demo · ODD"
 
 
-@pytest.mark.parametrize(
-    ("workers", "words"),
-    [
-        ({"unhealthy": 1, "running": 1}, "unhealthy"),
-        ({}, "no worker"),
-        ({"idle": 0}, "no worker"),
-        ({"throttled": 2}, "throttled"),
-        ({"throttled": 2, "running": 1}, None),
-        ({"initializing": 1}, "cold start"),
-        ({"idle": 1}, None),
-    ],
-)
-def test_why_a_job_waits(workers, words):
-    reason = render.wait_reason(Health(workers=Counts(workers)))
-    assert reason is None if words is None else words in reason
-
-
 def test_health_shows_counters_as_they_come():
     bundle = render.health(Health(jobs=Counts(in_queue=2), workers=Counts({"<odd>": 3})), "demo")
     assert "2 in queue" in bundle["text/plain"]
     assert "3 &lt;odd&gt;" in bundle["text/html"]
+
+
+def test_health_says_why_jobs_wait_where_some_do():
+    idle, cold = Counts(idle=0), Counts(initializing=1)
+    waiting = render.health(Health(jobs=Counts(in_queue=2), workers=cold), "demo")["text/plain"]
+    assert waiting.endswith("\n2 in the queue: 1 worker initializing")
+    assert "initializing" not in render.health(Health(workers=idle), "demo")["text/plain"]
 
 
 def test_jobs():

@@ -216,7 +216,9 @@ def test_it_unloads_and_leaves_nothing(gate):
 def test_it_exits_at_once_with_a_job_that_runs(gate):
     gate.run("%endpoint run gate --bg -o job -- hi")
     started = time.monotonic()
-    assert gate.exit() == (CLOSED, 0)
+    said, status = gate.exit()
+    assert re.fullmatch(r"notebook_ext: @1 CANCELLED after [\d.]+ s of execution", said)
+    assert status == 0
     assert time.monotonic() - started < 5
 
 
@@ -225,3 +227,12 @@ def test_a_hang_up_ends_it(gate):
     gate.until("first ")
     gate._child.kill(signal.SIGHUP)
     gate._child.expect(pexpect.EOF)
+
+
+def test_panels_are_text_here(gate):
+    gate.run("%endpoint run gate --bg -o job -- Say this")
+    for line in ("%endpoint panel health gate", "%endpoint health gate --watch --every 1s --forever"):
+        assert re.match(r"gate +counters\njobs +0 completed · ", gate.run(line)), line
+    assert re.search(r"@1 +gate .* Say this ", gate.run("%endpoint panel jobs"))
+    for line in ("%endpoint panel", "%endpoint panel prompt gate"):
+        assert gate.run(line).startswith("The prompt panel needs a notebook in a browser"), line

@@ -76,6 +76,21 @@ def test_a_status_survives_a_copy(word: str) -> None:
         ("100% \r\n", 1.0, "100%"),
         ("first\nsecond", None, "second"),
         ("much% of it", None, "much% of it"),
+        ("40 %", 0.4, "40 %"),
+        ("v1.5% better than 3/4/5", None, "v1.5% better than 3/4/5"),
+        ("Update 1/3", 1 / 3, "Update 1/3"),
+        ("loading shard 2 of 5", 0.4, "loading shard 2 of 5"),
+        ("epoch 1/3, step 40/100", None, "epoch 1/3, step 40/100"),
+        ("on 11/22/2026", None, "on 11/22/2026"),
+        ("9/3", None, "9/3"),
+        ("0/0", None, "0/0"),
+        ("40%|####      | 4/10 [00:01<00:02,  3.2it/s]", 0.4, "4/10 [00:01<00:02,  3.2it/s]"),
+        ("\rload:   0%|  | 0/4\rload:  25%|█▌  | 1/4 [00:01<?, ?it/s]", 0.25, "load: 1/4 [00:01<?, ?it/s]"),
+        ("100%|##########|", 1.0, "100%"),
+        ("12it [00:03,  3.9it/s]", None, "12it [00:03,  3.9it/s]"),
+        ({"step": 2, "of": 5, "stage": "denoising"}, 0.4, "2/5 denoising"),
+        ({"progress": 40, "message": "denoising"}, 0.4, "denoising"),
+        ({"loss": 0.25, "epoch": 3, "deep": {}, "on": True}, None, "loss 0.25 · epoch 3"),
         ("x" * 900, None, "x" * 200),
     ],
 )
@@ -84,7 +99,7 @@ def test_progress_in_its_usual_shapes(told, fraction, text) -> None:
 
 
 @pytest.mark.parametrize(
-    "told", [None, True, False, "", "  \n", [], [1], {}, {"a": 1}, {"step": True, "of": 5}]
+    "told", [None, True, False, "", "  \n", [], [1], {}, {"a": None}, {"a": [1]}, {"step": True, "of": False}]
 )
 def test_what_is_no_progress(told) -> None:
     assert Progress.read(told) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import re
+from dataclasses import dataclass
 
 import pytest
 from ipywidgets.widgets import widget as registry
@@ -15,10 +16,24 @@ RUNNING = StripView(JobStatus.IN_PROGRESS, queue=2.1, run=3.4, first_token=0.4, 
 
 
 class Handle:
-    cancels = 0
+    """Counts what it was asked, and answers with a future that the test completes; None: it has ended."""
+
+    def __init__(self):
+        self.cancels = 0
+        self.stopping = concurrent.futures.Future()
 
     def cancel_soon(self):
         self.cancels += 1
+        return self.stopping
+
+
+@dataclass
+class Stopped:
+    confirmed: bool
+    error: Exception | None = None
+
+    def __str__(self):
+        return "@1 was already COMPLETED after 3.1 s of execution"
 
 
 class Clock:
@@ -72,7 +87,7 @@ def test_the_line_says_why_a_job_waits(strip, clock):
 def test_progress_is_a_bar_where_it_is_known_and_words_where_it_is_not(strip, clock):
     strip.update(StripView(JobStatus.IN_PROGRESS, progress=Progress(0.4, "2/5")))
     assert '<progress max="100" value="40" aria-label="progress">' in strip._line.value
-    assert words(strip._line) == "40 % 2/5"
+    assert words(strip._line) == "40 % · 2/5"
     clock.now = 1
     strip.update(StripView(JobStatus.IN_PROGRESS, progress=Progress(None, "loading")))
     assert "<progress" not in strip._line.value
@@ -117,6 +132,25 @@ def test_another_status_is_shown_at_once(strip, clock):
     assert words(strip._line) == "run 3.5 s"
 
 
+@pytest.mark.parametrize("told", [0.4, 40, "40 %", "40%", {"percent": 40}])
+def test_a_percentage_is_said_once(strip, told):
+    strip.update(StripView(JobStatus.IN_PROGRESS, progress=Progress.read(told)))
+    assert words(strip._line) == "40 %"
+
+
+def test_a_tqdm_line_is_a_bar_with_its_counts(strip):
+    told = Progress.read("load:  40%|####      | 4/10 [00:01<00:02, 3.2it/s]")
+    strip.update(StripView(JobStatus.IN_PROGRESS, progress=told))
+    assert words(strip._line) == "40 % · load: 4/10 [00:01&lt;00:02, 3.2it/s]"
+
+
+def click(strip):
+    strip.update(RUNNING)
+    (button,) = strip.buttons
+    button.click()
+    return button
+
+
 def test_a_click_asks_the_handle_once_and_says_so_until_it_is_confirmed(strip, handle):
     strip.update(RUNNING)
     (button,) = strip.buttons
@@ -124,12 +158,12 @@ def test_a_click_asks_the_handle_once_and_says_so_until_it_is_confirmed(strip, h
     button.click()
     button.click()
     assert handle.cancels == 1
-    assert (button.description, button.disabled) == ("Cancelling…", True)
-    strip.update(StripView(JobStatus.IN_PROGRESS, run=3.5, is_cancelling=True))
     assert words(strip._badge) == "demo cancelling"
     assert (button.description, button.disabled) == ("Cancelling…", True)
     strip.update(StripView(JobStatus.CANCELLED))
+    handle.stopping.set_result(Stopped(confirmed=True))
     assert words(strip._badge) == "demo cancelled"
+    assert words(strip._notice) == ""
     assert (button.description, button.disabled) == ("Cancelled", True)
 
 
@@ -141,12 +175,68 @@ def test_a_click_is_not_forgotten_when_the_job_starts_meanwhile(strip):
     assert strip.buttons[0].disabled
 
 
-def test_a_cancel_that_was_not_accepted_can_be_tried_again(strip, handle):
-    strip.buttons[0].click()
-    strip.update(StripView(JobStatus.IN_PROGRESS, is_cancelling=True))
-    strip.update(StripView(JobStatus.IN_PROGRESS))
-    strip.buttons[0].click()
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (None, "last seen running"),
+        (ValueError("no answer within 12 s."), "no answer within 12 s"),
+        (ValueError("long " * 99), ("long " * 99)[:159] + "…"),
+        (ValueError("<img src=x>"), "&lt;img src=x&gt;"),
+    ],
+)
+def test_a_cancel_that_could_not_be_confirmed_says_why_and_can_be_asked_for_again(
+    strip, handle, error, reason
+):
+    button = click(strip)
+    handle.stopping.set_result(Stopped(confirmed=False, error=error))
+    assert words(strip._notice) == f"not confirmed: {reason}; Cancel asks again"
+    assert strip._notice.layout.display is None
+    assert words(strip._badge) == "demo running"
+    assert (button.description, button.disabled) == ("Cancel", False)
+    handle.stopping = concurrent.futures.Future()
+    button.click()
     assert handle.cancels == 2
+    assert words(strip._notice) == ""
+    assert strip._notice.layout.display == "none"
+    assert words(strip._badge) == "demo cancelling"
+
+
+@pytest.mark.parametrize(
+    ("fail", "reason"),
+    [
+        (lambda future: future.set_exception(RuntimeError("the loop broke")), "the loop broke"),
+        (lambda future: future.set_exception(RuntimeError()), "RuntimeError"),
+        (lambda future: future.cancel(), "the session closed"),
+    ],
+)
+def test_a_cancel_that_broke_is_not_confirmed_either(strip, handle, fail, reason):
+    button = click(strip)
+    fail(handle.stopping)
+    assert words(strip._notice) == f"not confirmed: {reason}; Cancel asks again"
+    assert not button.disabled
+
+
+def test_a_cancel_of_a_job_that_had_ended_says_so(strip, handle):
+    handle.stopping = None
+    button = click(strip)
+    assert words(strip._notice) == "it had already ended: there was nothing to cancel"
+    assert not button.disabled
+
+
+def test_a_cancel_that_came_too_late_says_how_the_job_ended(strip, handle):
+    button = click(strip)
+    strip.update(StripView(JobStatus.COMPLETED))
+    handle.stopping.set_result(Stopped(confirmed=True))
+    assert words(strip._badge) == "demo completed"
+    assert words(strip._notice) == "@1 was already COMPLETED after 3.1 s of execution"
+    assert (button.description, button.disabled) == ("Cancel", True)
+
+
+def test_what_came_of_a_cancel_is_told_to_nobody_after_closing(strip, handle):
+    click(strip)
+    strip.close()
+    handle.stopping.set_result(Stopped(confirmed=False))
+    assert strip._notice.value == ""
 
 
 @pytest.mark.parametrize(("heard", "warns"), [(False, True), (True, False), (None, False)])
@@ -179,8 +269,11 @@ def test_the_bundle_has_words_for_those_who_see_no_widgets(strip):
     assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == strip._box.model_id
 
 
-def test_it_can_be_updated_and_closed_off_the_main_thread(strip):
+def test_it_can_be_updated_and_closed_off_the_main_thread(strip, handle):
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         pool.submit(strip.update, RUNNING).result()
         assert words(strip._badge) == "demo running"
+        strip.buttons[0].click()
+        pool.submit(handle.stopping.set_result, Stopped(confirmed=False)).result()
+        assert "not confirmed" in words(strip._notice)
         pool.submit(strip.close).result()

@@ -37,7 +37,7 @@ _TONES = {
     JobStatus.AMBIGUOUS: "warn",
 }
 _STYLE = """
-.nbx-row { display: grid; align-items: center; height: 26px; column-gap: 10px;
+.nbx-row { display: grid; align-items: center; height: 26px; column-gap: 10px; padding-right: 10px;
   grid-template-columns: 3.2em minmax(4em, 8em) 8em minmax(0, 1fr) 4.8em 5.6em 5.6em }
 .nbx-row > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
 .nbx.nbx-row .nbx-dot { margin-left: 0 }
@@ -45,12 +45,16 @@ _STYLE = """
 .nbx-row .nbx-right { text-align: right }
 .nbx-names { margin-right: 154px }
 .nbx-rule { border-bottom: 1px solid var(--jp-border-color2, #e0e0e0) }
+.nbx-table .jupyter-button { line-height: 26px }
 .nbx-panel .nbx-shown { box-shadow: inset 0 -2px 0 var(--jp-brand-color1, #1976d2) }
+@media (forced-colors: active) { .nbx-panel .nbx-shown { outline: 2px solid; outline-offset: -2px } }
 @container (max-width: 760px) {
   .nbx-row { grid-template-columns: 3.2em minmax(4em, 6em) 7em minmax(0, 1fr) 5.6em }
   .nbx-row .nbx-wide { display: none } }
 @container (max-width: 520px) {
-  .nbx-row { grid-template-columns: 3.2em 14px minmax(0, 1fr) }
+  .nbx-row { grid-template-columns: 2.8em 14px minmax(0, 1fr); column-gap: 4px; padding-right: 4px }
+  .nbx-names { margin-right: 112px }
+  .nbx-table .jupyter-button { max-width: 52px }
   .nbx-row .nbx-medium, .nbx .nbx-row b, .nbx.nbx-row b, .nbx-row .nbx-status { display: none } }
 """
 
@@ -153,6 +157,7 @@ class JobsPanel:
         self._looks = _Looks()
         self._rows = [_Row(board, self._looks, self._message, clock) for _ in range(PAGE)]
         self._table = ipywidgets.VBox([], layout=layout(overflow="hidden"))
+        self._table.add_class("nbx-table")
         self._older = panel.button("Older", lambda: board.turn(-1), icon="chevron-left", heard=heard)
         self._newer = panel.button("Newer", lambda: board.turn(1), icon="chevron-right", heard=heard)
         self._place = panel.html_box(flex="0 0 auto")

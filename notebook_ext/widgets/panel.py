@@ -33,14 +33,16 @@ STYLE = """<style>
   color: var(--jp-ui-font-color1, inherit); font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
 .nbx b { font-weight: 600 }
 .nbx .nbx-soft, .nbx.nbx-soft { color: var(--jp-ui-font-color2, #616161) }
-.nbx .nbx-dot { display: inline-block; width: 8px; height: 8px; margin: 0 6px 0 8px; border-radius: 50%;
-  background: currentcolor }
+.nbx .nbx-dot { display: inline-block; margin: 0 6px 0 8px; border: 4px solid; border-radius: 50% }
 .nbx-idle { color: var(--jp-ui-font-color2, #616161) }
 .nbx-live { color: var(--jp-brand-color1, #1976d2) }
 .nbx-good { color: var(--jp-success-color1, #388e3c) }
 .nbx-warn { color: var(--jp-warn-color1, #b26a00) }
 .nbx-bad { color: var(--jp-error-color1, #d32f2f) }
 .nbx-panel .jupyter-button:focus-visible { outline: 2px solid var(--jp-brand-color1, #1976d2) }
+.nbx-panel .jupyter-button:is(.mod-primary, .mod-danger):focus-visible { outline-offset: -3px;
+  outline-color: var(--jp-ui-inverse-font-color0, #fff) }
+@media (forced-colors: active) { .nbx-panel .jupyter-button { border: 1px solid } }
 .nbx-panel.jupyter-widgets-disconnected .jupyter-button,
 .nbx-panel.jupyter-widgets-disconnected .nbx-state { display: none }
 .nbx-panel .jupyter-widgets-disconnected::before,

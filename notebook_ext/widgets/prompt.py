@@ -31,12 +31,14 @@ _NUMBERS = ("temperature", "max_tokens", "top_p", "seed")
 _STYLE = """
 .nbx-prompt :is(.widget-label, .widget-checkbox *) { font: 12px/20px var(--jp-ui-font-family, sans-serif) }
 .nbx-prompt .widget-label { width: auto }
+.nbx-prompt .widget-label-basic { display: flex; align-items: center; height: 28px }
 .nbx-prompt .nbx-above { flex-direction: column; align-items: stretch; height: auto; margin: 0 }
 .nbx-prompt .nbx-above .widget-label { text-align: left; height: 20px; line-height: 20px }
 .nbx-prompt .nbx-above :is(input, textarea) { flex: 0 0 auto; min-height: 28px }
 .nbx-prompt textarea { font-family: var(--jp-code-font-family, monospace); font-size: 13px; resize: vertical }
 .nbx-prompt :is(input, select, textarea):focus-visible { outline: 2px solid var(--jp-brand-color1, #1976d2);
   outline-offset: -1px }
+.nbx-prompt .widget-dropdown > select { appearance: auto; background-image: none }
 .nbx-prompt pre { font: 12px/18px var(--jp-code-font-family, monospace); white-space: pre-wrap; margin: 0;
   overflow-wrap: anywhere; max-height: 20em; overflow: auto; padding: 6px 8px; user-select: all;
   color: var(--jp-content-font-color1, inherit); background: var(--jp-layout-color2, #f5f5f5);

@@ -6,10 +6,11 @@ passes before a request arrives, half before its answer leaves. A job's `input` 
     {"tokens": 200, "interval": 0.02, "first": 0.3, "finish": 0.005}
 
 token `i` comes `first + i * interval` seconds after submission, COMPLETED `finish` seconds after the
-last one. Each is stamped with `time.monotonic()`, which all processes of a machine share, at the
+last one; with `"queued": true` it waits in the queue until its first token. Each is stamped with `time.monotonic()`, which all processes of a machine share, at the
 moment it becomes visible to a reader, so that a late timer here is charged to nobody.
 
-`GET /stamps/JOB` gives the stamps, and how many requests were made about the job.
+`GET /stamps/JOB` gives the stamps, and how many requests were made about the job; `GET /tally` how many
+of each kind were made about all of them, and the newest job's id.
 
     python -m tests.bench.stopwatch --round-trip 0.03 --hold 10
 """
@@ -22,6 +23,7 @@ import itertools
 import json
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -38,7 +40,7 @@ class Job:
 
     def __init__(self, name: str, input: dict[str, Any]) -> None:
         self.id = name
-        self.status = "IN_PROGRESS"
+        self.status = "IN_QUEUE" if input.get("queued") else "IN_PROGRESS"
         self.requests = 1
         self.emitted: list[float] = []
         self.finished: float | None = None
@@ -58,6 +60,7 @@ class Job:
         return self._loop.call_later(self._finish_after, self.finish, "COMPLETED")
 
     def _emit(self) -> None:
+        self.status = "IN_PROGRESS"
         self.unread.append(len(self.emitted))
         self.emitted.append(time.monotonic())
         self._timer = self._next()
@@ -106,12 +109,17 @@ class Service:
         self.hold = hold
         self._jobs: dict[str, Job] = {}
         self._numbers = itertools.count(1)
+        self._tally: Counter[str] = Counter()
 
     def handle(self, target: str, body: bytes, reply: Callable[[Any], None]) -> None:
         url = urlsplit(target)
+        if url.path.startswith("/v2/"):
+            self._tally[url.path.split("/")[3]] += 1
         match url.path.strip("/").split("/"):
             case ["stamps", name]:
                 reply(self._jobs[name].stamps())
+            case ["tally"]:
+                reply({"requests": self._tally, "newest": next(reversed(self._jobs), None)})
             case ["v2", _, "health"]:
                 reply({"jobs": {}, "workers": {"idle": 1}})
             case ["v2", _, "run"]:

@@ -168,7 +168,7 @@ class Lab:
 
         Args:
             content: The notebook, or the file that it is read from.
-            environ: Added to the kernel's environment, where saved endpoints have a fresh folder.
+            environ: Added to the kernel's environment, where saved endpoints and the journal have a fresh folder.
         """
         self.server.end_sessions(self.name)
         self.name = f"{self.kernel}-{uuid.uuid4().hex[:8]}.ipynb"
@@ -179,8 +179,13 @@ class Lab:
             "language": "python",
         }
         self._write(nb)
-        config = self.server.folder / "saved-endpoints" / self.name
-        self.server.write_kernelspec(self.kernel, {"NOTEBOOK_EXT_CONFIG": str(config), **(environ or {})})
+        own = self.server.folder / "own" / self.name
+        environ = {
+            "NOTEBOOK_EXT_CONFIG": str(own),
+            "NOTEBOOK_EXT_JOURNAL": str(own / "journal.db"),
+            **(environ or {}),
+        }
+        self.server.write_kernelspec(self.kernel, environ)
         if self.app == "lab" and self.live:
             self.evaluate("path => lab.replace(path)", self.name)
             self._wait_opened()

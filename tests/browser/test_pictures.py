@@ -1,4 +1,4 @@
-"""The pictures of the README, and the quickstart as its reader sees it.
+"""The pictures of the README, and the notebooks as their readers see them.
 
 `pytest --pictures` writes them to notebooks/images; without it they are only looked at for being pictures.
 """
@@ -60,12 +60,43 @@ Why does a queue grow so fast when its workers are nearly busy?"""
 # What only says which cell was clicked last.
 BARE_PAGE = """.jp-cell-toolbar, .jp-Collapser { display: none }
 .jp-Cell { border-color: transparent !important; outline: none !important; box-shadow: none !important }"""
-QUICKSTART = ROOT / "notebooks" / "01_quickstart.ipynb"
+NOTEBOOKS = ROOT / "notebooks"
+# A function stands in for a model here, too; its last five jobs go on for as long as they are looked at.
+WRITER = """
+%load_ext notebook_ext
+import asyncio, os, pathlib
+import notebook_ext
+TEXT = "A **queue** is a promise: whoever came first is served first, *however long it takes*. "
+async def write(job):
+    prompt = job["input"]["prompt"]
+    if "empty" in prompt:
+        raise ValueError("there is nothing to translate")
+    for word in TEXT.split(" "):
+        yield word + " "
+        await asyncio.sleep(0.03)
+    while "report" in prompt and not (pathlib.Path(os.environ["GATE"]) / "go").exists():
+        await asyncio.sleep(0.01)
+served = notebook_ext.serve("prose", write, workers=3)
+writer = notebook_ext.connect("writer", "prose", provider=served.provider, profile="chat")
+"""
+SUBMIT = """
+for prompt in ("Translate the menu into Danish", "Translate the empty page", "Name six words for rain",
+               "Write a title for the talk", "Turn this list into a table", "Shorten the abstract to 50 words",
+               *(f"Summarise the report of {month}" for month in ("March", "April", "May", "June", "July"))):
+    writer.submit({"prompt": prompt})
+"""
+PANELS = {
+    "health": "%endpoint health writer --watch --every 1s",
+    "jobs": "%endpoint panel jobs",
+    "prompt": "%endpoint panel prompt writer",
+}
 
 
 def picture_of(lab: Lab, name: str, cells: tuple[int, int]) -> Path:
     """A picture from the top of one cell to the bottom of another."""
-    first, last = (lab.page.locator(".jp-Notebook .jp-Cell").nth(cell).bounding_box() for cell in cells)
+    top, bottom = (lab.page.locator(".jp-Notebook .jp-Cell").nth(cell) for cell in cells)
+    top.evaluate("cell => cell.scrollIntoView()")
+    first, last = top.bounding_box(), bottom.bounding_box()
     file = SHOTS / f"{name}.png"
     height = last["y"] + last["height"] - first["y"]
     lab.page.screenshot(path=file, clip={**first, "height": height})
@@ -80,37 +111,78 @@ def sharp(server, lab):
     sharp.close()
 
 
-def test_a_streaming_cell_in_both_themes(sharp, tmp_path, request):
-    jobs = Jobs(sharp, tmp_path, SERVE, RUN, first=RECITE)
-    sharp.page.add_style_tag(content=BARE_PAGE)
-    sharp.evaluate("() => window.jupyterapp.commands.execute('application:toggle-left-area')")
+@pytest.fixture
+def keep(sharp, request):
+    """Takes a picture of cells in each theme, and keeps it where pictures are made."""
+
+    def keep(name: str, cells: tuple[int, int]) -> None:
+        for theme in ("dark", "light"):
+            sharp.set_theme(theme)
+            picture = picture_of(sharp, f"{name}-{theme}", cells)
+            with Image.open(picture) as shot:
+                image = shot.convert("RGB")
+            image.quantize(dither=Image.Dither.NONE).save(picture, optimize=True)  # a third of its size
+            assert image.width > 1800
+            assert len(image.getcolors(1 << 24)) > 50  # text, code, a button: not a blank page
+            assert picture.stat().st_size < 150_000
+            if request.config.getoption("pictures"):
+                IMAGES.mkdir(exist_ok=True)
+                (IMAGES / picture.name).write_bytes(picture.read_bytes())
+
+    return keep
+
+
+def opened(lab: Lab, gate: Path, *cells: str, first: str) -> Jobs:
+    jobs = Jobs(lab, gate, *cells, first=first)
+    lab.page.add_style_tag(content=BARE_PAGE)
+    left = "application:toggle-left-area"
+    if lab.evaluate("left => window.jupyterapp.commands.isToggled(left)", left):
+        lab.evaluate("left => window.jupyterapp.commands.execute(left)", left)
+    return jobs
+
+
+def test_a_streaming_cell_in_both_themes(sharp, tmp_path, keep):
+    jobs = opened(sharp, tmp_path, SERVE, RUN, first=RECITE)
     sharp.run(1)
     sharp.start(2)
     sharp.wait_text(2, "Leave some")
     sharp.wait("i => lab.output(i).querySelectorAll('mjx-container').length === 2", 2)
-    for theme in ("dark", "light"):
-        sharp.set_theme(theme)
-        picture = picture_of(sharp, f"streaming-{theme}", cells=(1, 2))
-        with Image.open(picture) as image:
-            image.load()
-            colours = image.convert("RGB").getcolors(1 << 24)
-        assert image.width > 1800
-        assert len(colours) > 50  # text, code, a button: not a blank page
-        assert picture.stat().st_size < 200_000
-        assert jobs.prompt(2) == "[*]:"  # it is live
-        if request.config.getoption("pictures"):
-            IMAGES.mkdir(exist_ok=True)
-            (IMAGES / picture.name).write_bytes(picture.read_bytes())
+    keep("streaming", (1, 2))
+    assert jobs.prompt(2) == "[*]:"  # it was live
     jobs.let_go()
     sharp.wait_idle()
 
 
-def test_the_quickstart_runs_from_its_first_cell_to_its_last(sharp):
-    sharp.open(QUICKSTART)
+def test_the_panels_in_both_themes(sharp, tmp_path, keep):
+    jobs = opened(sharp, tmp_path, *PANELS.values(), SUBMIT, first=WRITER)
+    for cell in (1, 2, 3, 4):
+        sharp.run(cell)
+    prompt = sharp.output(3)
+    prompt.get_by_label("System").fill("You are terse.")
+    prompt.get_by_label("Max tokens").fill("60")
+    prompt.get_by_label("Prompt", exact=True).fill("What is a queue?")
+    sharp.wait("() => /in progress\\s+3\\s+in queue\\s+2/.test(lab.text(1))")
+    sharp.wait_text(2, "5 completed")
+    sharp.output(2).locator("button:visible", has_text="Show").first.click()
+    sharp.wait_text(2, "The result of @1")
+    sharp.page.mouse.click(0, 0)  # away from the button, which would be ringed
+    keep("health", (1, 1))
+    keep("jobs", (2, 2))
+    jobs.let_go()
+    sharp.click(3, "Run")
+    sharp.wait_text(3, "completed")
+    sharp.click(3, "Show cell")
+    sharp.wait_text(3, "%%endpoint run writer")
+    keep("prompt", (3, 3))
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in NOTEBOOKS.glob("*.ipynb")))
+def test_a_notebook_runs_from_its_first_cell_to_its_last(sharp, name):
+    sharp.open(NOTEBOOKS / name)
     sharp.run_all()
-    sharp.screenshot("quickstart")
+    sharp.screenshot(name.removesuffix(".ipynb"))
     cells = sharp.save()["cells"]
-    assert [cell["cell_type"] for cell in json.loads(QUICKSTART.read_text())["cells"]] == [
+    assert [cell["cell_type"] for cell in json.loads((NOTEBOOKS / name).read_text())["cells"]] == [
         cell["cell_type"] for cell in cells
     ]
     for number, cell in enumerate(cells):
