@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from notebook_ext import profiles, render
 from notebook_ext.display import job_display
 from notebook_ext.errors import EndpointError, JobCancelled, WaitTimeout
+from notebook_ext.footer import footer_bundle
 from notebook_ext.provenance import provenance
 from notebook_ext.view import JobView, facts, final_bundles
 
@@ -117,7 +118,7 @@ class JobCells:
             bundles += final_bundles(handle, final, output_format)
         if handle.error is not None:
             bundles.append(render.error(handle.error))
-        return [*bundles, render.footer_bundle(facts(handle, final))]
+        return [*bundles, footer_bundle(facts(handle, final))]
 
     def final(self, handle: JobHandle) -> profiles.Final:
         """What a job has come to so far, read as its profile reads it."""

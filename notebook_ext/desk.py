@@ -72,7 +72,7 @@ class PromptDesk:
         """
         from notebook_ext.widgets.prompt import PromptPanel  # brings ipywidgets
 
-        if endpoint not in self._session.names():
+        if endpoint not in self._session.endpoints.names():
             self._session.connect(endpoint)
         self._panel = PromptPanel(
             self, endpoint, clicks_heard_while_busy=self._front_end.clicks_heard_while_busy
@@ -109,12 +109,12 @@ class PromptDesk:
 
     def endpoints(self) -> Sequence[str]:
         """The names that can be chosen."""
-        return self._session.names()
+        return self._session.endpoints.names()
 
     def places(self, endpoint: str) -> Collection[str]:
         """The settings that an endpoint's profile has a place for; where it has none, `-p` is left."""
         try:
-            return profiles.get(self._session.profile(endpoint)).places or {"parameters"}
+            return profiles.get(self._session.endpoints.profile(endpoint)).places or {"parameters"}
         except InputError:  # a profile that is saved, and unknown to this version
             return ()
 
@@ -161,7 +161,7 @@ class PromptDesk:
             raise InputError("There is no prompt yet.")
         # It is run as it is shown: through the text of its cell.
         text = cellcode.cell(cellcode.compose(typed.endpoint, typed.prompt, typed.options))
-        command = grammar.parse(*cellcode.split(text), endpoints=self._session.names())
+        command = grammar.parse(*cellcode.split(text), endpoints=self._session.endpoints.names())
         connection = self._session.connect(typed.endpoint)
         profile = profiles.get(connection.profile)
         _, submission = Arguments(command, self._namespace).submission(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
+import contextlib
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from notebook_ext.errors import ConfigurationError, EndpointError, InputError, WaitTimeout
+from notebook_ext.run import Run, news, tell
 from notebook_ext.types import Health, Job, JobStatus, StreamChunk
 
 if TYPE_CHECKING:
+    import concurrent.futures
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
 __all__ = ["Ended", "Event", "JobHandle", "Queued", "Stopped"]
@@ -49,8 +51,8 @@ class Queued:
 
 
 Event = Job | StreamChunk | Queued | Ended
-"""What a subscriber gets: a snapshot when the job changed, a chunk, what is known of the queue while
-the job waits in it, and `Ended` last."""
+"""What a subscriber gets: a snapshot when the job changed or is being stopped, a chunk, what is known of
+the queue while the job waits in it, and `Ended` last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,39 +103,6 @@ class _Owner(Protocol):
     def on_loop(self, function: Callable[..., T], *arguments: Any) -> T: ...
 
 
-def _news() -> concurrent.futures.Future[None]:
-    """A future for many waiters: one that stops waiting does not cancel it for the others."""
-    future: concurrent.futures.Future[None] = concurrent.futures.Future()
-    future.set_running_or_notify_cancel()
-    return future
-
-
-def _tell(future: concurrent.futures.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-@dataclass(slots=True, eq=False)
-class _Run:
-    """What was seen of a job from its being queued to its end; a retry begins another one."""
-
-    started: float = field(default_factory=time.monotonic)
-    chunks: list[StreamChunk] = field(default_factory=list)
-    untimed: int = 0
-    """So many chunks were there before: nobody knows when they came."""
-    first_chunk: float | None = None
-    last_chunk: float | None = None
-    ended: Ended | None = None
-    done: concurrent.futures.Future[None] = field(default_factory=_news)
-    changed: concurrent.futures.Future[None] = field(default_factory=_news)
-    id_known: concurrent.futures.Future[None] = field(default_factory=_news)
-
-    def change(self) -> None:
-        """Wake whoever waits for anything new."""
-        changed, self.changed = self.changed, _news()
-        _tell(changed)
-
-
 class JobHandle:
     """A job that is being followed; sync, safe to use from any thread, and awaitable.
 
@@ -165,8 +134,10 @@ class JobHandle:
         rate: float | None = None,
         served: bool = False,
         body_hash: str = "",
+        has_retry: bool = True,
     ) -> None:
         self._owner = owner
+        self._has_retry = has_retry
         self.body_hash = body_hash
         self.number = number
         self.endpoint = endpoint
@@ -180,7 +151,8 @@ class JobHandle:
         self.detached = False
         self.was_stopped = False
         self.notes: list[str] = []
-        self._run = _Run()
+        self._run = Run(is_queued=job.status is JobStatus.IN_QUEUE)
+        self._stops = 0  # asked for, and not yet answered
         self._subscribers: list[Callable[[Event], None]] = []  # changed and called on the loop thread alone
 
     def __repr__(self) -> str:
@@ -229,19 +201,47 @@ class JobHandle:
         return None if self.rate is None or seconds is None else self.rate * seconds
 
     @property
+    def can_retry(self) -> bool:
+        """Whether it can be queued again: it has failed, and its provider has a route for that."""
+        return self._has_retry and self.done and self.status in _RETRIABLE
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a stop was asked for, by whatever way, and its outcome is not known yet."""
+        return self._stops > 0 and not self.status.is_final
+
+    @property
+    def queue_time(self) -> float | None:
+        """Seconds in the queue: the server's where it tells them, else as seen from here.
+
+        None where its beginning was not seen.
+        """
+        if self.job.delay_time is not None:
+            return self.job.delay_time
+        waits = not self.done and self.status is JobStatus.IN_QUEUE
+        return self.elapsed if waits else self._run.began
+
+    @property
+    def run_time(self) -> float | None:
+        """Seconds on a worker: as seen from here while it runs, then the server's; None where not known."""
+        if self.done or self.status is not JobStatus.IN_PROGRESS:
+            return self.job.execution_time
+        queue = self.queue_time
+        return None if queue is None else max(0.0, self.elapsed - queue)
+
+    @property
     def first_token(self) -> float | None:
-        """Seconds from the end of its time in the queue to its first chunk, as seen from here."""
-        if self._run.first_chunk is None or self._run.untimed:
-            return None
-        return max(0.0, self._run.first_chunk - self._run.started - (self.job.delay_time or 0.0))
+        """Seconds from the end of its time in the queue to its first chunk; None where that is not known.
+
+        Where the server tells the time in the queue only at the end, a first chunk that came together
+        with the news that the job runs has none until then.
+        """
+        return self._run.first_token(self.job.delay_time)
 
     @property
     def chunk_rate(self) -> float | None:
         """Chunks per second since the first one; None before the second."""
-        run = self._run
-        if run.first_chunk is None or run.last_chunk is None or run.last_chunk <= run.first_chunk:
-            return None
-        return (len(run.chunks) - run.untimed - 1) / (run.last_chunk - run.first_chunk)
+        return self._run.chunk_rate
 
     @property
     def elapsed(self) -> float:
@@ -395,10 +395,9 @@ class JobHandle:
         run = self._run
         if isinstance(event, Job):
             self.job = event
+            run.saw_status(event.status, self.elapsed)
         elif isinstance(event, StreamChunk):
-            run.last_chunk = time.monotonic()
-            run.first_chunk = run.first_chunk or run.last_chunk
-            run.chunks.append(event)
+            run.saw_chunk(event, self.elapsed)
         elif isinstance(event, Ended):
             run.ended = event
         for subscriber in list(self._subscribers):
@@ -409,10 +408,21 @@ class JobHandle:
                 self._drop(subscriber)
         if isinstance(event, Ended):
             self._subscribers.clear()
-            _tell(run.done)
+            tell(run.done)
         if self.job.id or isinstance(event, Ended):
-            _tell(run.id_known)
+            tell(run.id_known)
         run.change()
+
+    @contextlib.contextmanager
+    def stopping(self) -> Iterator[None]:
+        """What the session stops it in, on its loop thread; whoever watches hears of both ends."""
+        self._stops += 1
+        self.saw(self.job)
+        try:
+            yield
+        finally:
+            self._stops -= 1
+            self.saw(self.job)
 
     def note(self, text: str) -> None:
         """Keep what a reader of the result should know, once."""
@@ -428,15 +438,15 @@ class JobHandle:
             age: Seconds since it was submitted.
         """
         started = time.monotonic() - max(0.0, age)
-        self._run = _Run(started=started, chunks=chunks, untimed=len(chunks), ended=ended)
-        _tell(self._run.id_known)
+        self._run = Run(started=started, is_queued=False, chunks=chunks, untimed=len(chunks), ended=ended)
+        tell(self._run.id_known)
         if ended is not None:
-            _tell(self._run.done)
+            tell(self._run.done)
 
     def go_on(self) -> None:
         """Be followed again after the follower gave up; what was seen stays."""
         self._run.ended = None
-        self._run.done = _news()
+        self._run.done = news()
 
     def begin_again(self) -> Callable[[], None]:
         """Forget what was streamed, and how it ended: it is being retried.
@@ -454,14 +464,14 @@ class JobHandle:
             )
         earlier = self._run, self.job, self.notes, self.was_stopped
         queued = Job(id=self.id, endpoint=self.job.endpoint, status=JobStatus.IN_QUEUE, seen_at=time.time())
-        self._run, self.job, self.notes, self.was_stopped = _Run(), queued, [], False
-        _tell(self._run.id_known)
+        self._run, self.job, self.notes, self.was_stopped = Run(), queued, [], False
+        tell(self._run.id_known)
 
         def take_back() -> None:
             refused = self._run
             self._run, self.job, self.notes, self.was_stopped = earlier
             refused.ended = self._run.ended
-            _tell(refused.done)
+            tell(refused.done)
             refused.change()
 
         return take_back
@@ -492,7 +502,7 @@ class JobHandle:
 class _Chunks:
     """A job's chunks, for both kinds of loop."""
 
-    def __init__(self, handle: JobHandle, run: _Run) -> None:
+    def __init__(self, handle: JobHandle, run: Run) -> None:
         self._handle = handle
         self._run = run
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from notebook_ext import render, sparkline
 from notebook_ext.pane import Pane, count_jobs, in_words, time_of_day
 from notebook_ext.types import Health, JobStatus
+from notebook_ext.waiting import wait_reason
 from notebook_ext.watching import HealthFeed, Record, is_hopeless
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class HealthPane(Pane):
         from notebook_ext.widgets.health import HealthView
 
         health = self._health
-        reason = render.wait_reason(health) if health is not None and health.jobs["in_queue"] else None
+        reason = wait_reason(health) if health is not None and health.jobs["in_queue"] else None
         self.widget.update(
             HealthView(
                 health=health,

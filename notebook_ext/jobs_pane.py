@@ -1,13 +1,18 @@
-"""The jobs panel: what a session's jobs tell of themselves; nothing is asked for it."""
+"""The jobs panel: what a session's jobs tell of themselves, and what the journal knows of others.
+
+No endpoint is asked for it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from notebook_ext import prompts, render
+from notebook_ext import prompts, render, tables
+from notebook_ext.errors import JournalError
 from notebook_ext.handle import Ended
 from notebook_ext.pane import Pane, count_jobs, time_of_day
 from notebook_ext.protocol import Operation
@@ -27,6 +32,10 @@ if TYPE_CHECKING:
 
 __all__ = ["JobsPane", "job_row", "unfollowed"]
 
+EARLIER = 50
+"""Jobs of the journal among which those of others are shown, the newest."""
+LOOK_EVERY = 5.0
+"""Seconds between two looks into the journal for what others saw of their jobs."""
 SHOWN_ROWS = 200
 """Jobs in the table that is saved, the newest."""
 LIVE_RESULT = 20_000
@@ -34,7 +43,7 @@ LIVE_RESULT = 20_000
 
 
 class JobsPane(Pane):
-    """Shows the session's jobs, as they themselves tell how they are."""
+    """Shows the session's jobs, as they themselves tell how they are; and others, as the journal tells."""
 
     def __init__(self, session: Session, front_end: FrontEnd, result: Result) -> None:
         from notebook_ext.widgets.jobs import PAGE, JobsPanel
@@ -43,19 +52,25 @@ class JobsPane(Pane):
         self._result = result
         self._first: int | None = None  # of the page; None: where the newest are
         self._prompts: dict[int, str] = {}
-        self._queued: dict[int, float] = {}  # seconds in the queue, as seen from here
         self._kept: dict[int, float | None] = {}  # seconds for which their provider keeps results
-        self._cancelling: set[int] = set()
+        self._elsewhere: set[int] = set()  # jobs that another session follows
         self._shown: JobHandle | None = None
         self._leave: dict[int, Callable[[], None]] = {}
         self._forget: Callable[[], None] | None = None
+        self._known: dict[int, JobHandle] = {}  # what the journal had, the newest first
+        with contextlib.suppress(JournalError):
+            self._known = {handle.number: handle for handle in session.entries(limit=EARLIER)[::-1]}
         self._drawing, self._showing = Steady(self._draw, 0.5), Steady(self._show_result, 1.0)
+        self._looking = Steady(self._look, LOOK_EVERY)
         widget = JobsPanel(self, clicks_heard_while_busy=front_end.clicks_heard_while_busy)
         super().__init__(session, front_end, widget, None)
 
     def begin(self) -> None:
         self._forget = self.session.watch(self._follow)
-        self._drawing.soon()
+        for handle in self._earlier():
+            if not handle.done:  # this session looks after it
+                self._follow(handle)
+        self._look()
 
     def rest(self) -> None:
         if self._forget is not None:
@@ -63,8 +78,8 @@ class JobsPane(Pane):
         for leave in self._leave.values():
             leave()
         self._leave.clear()
-        self._drawing.stop()
-        self._showing.stop()
+        for steady in (self._drawing, self._showing, self._looking):
+            steady.stop()
 
     def _follow(self, handle: JobHandle) -> None:
         """A job is new, or begins again."""
@@ -80,70 +95,104 @@ class JobsPane(Pane):
             if isinstance(event, Ended):
                 self._leave.pop(handle.number, None)
 
+        if handle.number in self._leave:
+            self._leave[handle.number]()
         self._leave[handle.number] = handle.subscribe(heard)
+
+    def _look(self) -> None:
+        """Read what others have written of jobs that had not ended."""
+        is_open = False
+        for handle in self._earlier():
+            if handle.done and not handle.status.is_final:
+                is_open = True
+                with contextlib.suppress(JournalError):
+                    self._read_again(handle)
+        self._drawing.soon()
+        if is_open:
+            self._looking.soon()
+
+    def _read_again(self, handle: JobHandle) -> None:
+        entry, before = self.session.journal.get(handle.number), handle.job
+        if entry is None:
+            return
+        self.session.recall(entry)
+        is_alive = entry.owner is not None and self.session.journal.is_alive(entry.owner)
+        (self._elsewhere.add if is_alive else self._elsewhere.discard)(handle.number)
+        if handle is self._shown and handle.job != before:
+            self._showing.soon()
 
     # ------------------------------------------------------------------ drawing
 
-    def _handles(self) -> list[JobHandle]:
+    def _mine(self) -> list[JobHandle]:
         handles = self.session.handles
         return [handles[number] for number in sorted(handles) if not handles[number].never_submitted]
+
+    def _earlier(self) -> list[JobHandle]:
+        return [handle for number, handle in self._known.items() if number not in self.session.handles]
+
+    def _handle(self, number: int) -> JobHandle:
+        return self.session.handles.get(number) or self._known[number]
 
     def _draw(self) -> None:
         from notebook_ext.widgets.jobs import JobsView
 
-        handles = self._handles()
-        first = self._start(len(handles))
-        lines = [self._line(handle) for handle in handles[first : first + self._page]]
-        counts = Counter(_word(handle) for handle in handles)
+        mine, earlier = self._mine(), self._earlier()
+        first = self._start(len(mine))
+        page = [*mine, *earlier][first : first + self._page]
+        lines = [self._line(handle, is_mine=at < len(mine)) for at, handle in enumerate(page, first)]
+        counts = Counter(_word(handle) for handle in mine)
+        told = [f"{count} {word}" for word, count in counts.items()] or ["none yet"]
         self.widget.update(
             JobsView(
                 lines=lines,
                 first=first,
-                total=len(handles),
-                active=sum(not handle.is_over for handle in handles),
-                summary=" · ".join(f"{count} {word}" for word, count in counts.items()),
+                total=len(mine) + len(earlier),
+                active=sum(not handle.is_over for handle in mine),
+                summary=" · ".join([*told, *([f"{len(earlier)} from earlier"] if earlier else [])]),
             )
         )
         if any(line.can_cancel or line.is_cancelling for line in lines):  # their times go on
             self._drawing.soon(within=1.0)
 
-    def _start(self, total: int) -> int:
+    def _start(self, mine: int) -> int:
         """Where the page begins. It moves on by half pages: a row is not another job's all the time."""
         if self._first is not None:
             return self._first
         half = self._page // 2
-        return max(0, -(-(total - self._page) // half) * half)
+        return max(0, -(-(mine - self._page) // half) * half)
 
-    def _line(self, handle: JobHandle) -> JobLine:
+    def _line(self, handle: JobHandle, *, is_mine: bool) -> JobLine:
         from notebook_ext.widgets.jobs import JobLine
 
-        job, number = handle.job, handle.number
+        number, queue, run = handle.number, handle.queue_time, handle.run_time
         if number not in self._prompts:
             self._prompts[number] = prompts.first_words(handle.input)
-        waits = not handle.done and job.status is JobStatus.IN_QUEUE
-        runs = not handle.done and job.status is JobStatus.IN_PROGRESS
-        if waits:
-            self._queued[number] = handle.elapsed
-        # while a job streams, only our own clock tells how long it had been queued
-        queue = job.delay_time if job.delay_time is not None else self._queued.get(number)
+        if not handle.done and handle.status is JobStatus.IN_QUEUE:
+            queue = _coarse(queue)
+        elif not handle.done and handle.status is JobStatus.IN_PROGRESS:
+            run = _coarse(run)
+        is_followed = is_mine or not handle.done
         return JobLine(
             number=number,
             endpoint=handle.endpoint,
-            status=job.status,
+            status=handle.status,
             prompt=self._what_is_left(handle) or self._prompts[number],
-            submitted=time_of_day(handle.submitted_at),
-            queue=_coarse(handle.elapsed) if waits else queue,
-            run=_coarse(handle.elapsed - (queue or 0.0)) if runs else job.execution_time,
-            can_cancel=not handle.is_over,
-            can_retry=handle.done and job.status in (JobStatus.FAILED, JobStatus.TIMED_OUT),
-            is_cancelling=number in self._cancelling,
+            submitted=_moment(handle.submitted_at),
+            queue=queue,
+            run=run,
+            can_cancel=is_followed and not handle.is_over,
+            can_retry=handle.can_retry and (is_mine or not handle.served),
+            is_cancelling=handle.is_stopping,
             is_shown=handle is self._shown,
+            is_earlier=not is_mine,
         )
 
     def _what_is_left(self, handle: JobHandle) -> str:
         """How to follow a job again whose follower gave up; "" for any other."""
         if not handle.done or handle.is_over:
             return ""
+        if handle.number in self._elsewhere:
+            return f"another kernel follows it: %endpoint attach @{handle.number}"
         if handle.number not in self._kept:
             entry = self.session.journal.get(handle.number)
             known = PROVIDERS.get(entry.provider) if entry is not None else None
@@ -152,15 +201,12 @@ class JobsPane(Pane):
         return unfollowed(handle, self._kept[handle.number])
 
     def static(self, reason: str) -> render.Bundle:
-        handles = self._handles()
-        bundle = render.jobs([job_row(handle) for handle in handles[-SHOWN_ROWS:]])
+        """This session's jobs: what other notebooks asked is not for the readers of this one."""
+        handles = self._mine()
         left = len(handles) - SHOWN_ROWS
         more = f"; {left} older ones are not shown" if left > 0 else ""
-        note = f"as at {time_of_day(time.time())}{more}; {reason}"
-        return {
-            "text/html": f"{bundle['text/html']}{render.note(note)['text/html']}",
-            "text/plain": f"{bundle['text/plain']}\n{note}",
-        }
+        table = tables.jobs([job_row(handle) for handle in handles[-SHOWN_ROWS:]])
+        return tables.noted(table, f"as at {time_of_day(time.time())}{more}; {reason}")
 
     def _show_result(self) -> None:
         handle = self._shown
@@ -169,7 +215,7 @@ class JobsPane(Pane):
         if not handle.done and sum(len(str(chunk.output)) for chunk in handle.streamed()) > LIVE_RESULT:
             self.widget.show_result(f"@{handle.number} is long: it is shown when it has ended", ())
             return
-        so_far = "" if handle.done else ", so far"
+        so_far = "" if handle.is_over else ", so far"
         self.widget.show_result(f"The result of @{handle.number}{so_far}", self._result(handle))
 
     # ------------------------------------------------------------------ clicks
@@ -196,22 +242,17 @@ class JobsPane(Pane):
         self.later(lambda: self.do(self._cancel_all()))
 
     async def _cancel(self, number: int) -> None:
-        handle = self.session.handles[number]
-        if handle.done:
+        handle = self._handle(number)
+        if handle.is_over:
             self.widget.say(f"@{number} had already ended: {_word(handle)}.")
             self._drawing.soon()
             return
-        self._cancelling.add(number)
+        stopped = await asyncio.wrap_future(self.session.stop(handle))
         self._drawing.soon()
-        try:
-            stopped = await asyncio.wrap_future(self.session.stop(handle))
-        finally:
-            self._cancelling.discard(number)
-            self._drawing.soon()
         self.widget.say(str(stopped), is_bad=not stopped.confirmed)
 
     async def _retry(self, number: int) -> None:
-        handle = self.session.handles[number]
+        handle = self._handle(number)
         self.widget.say(f"@{number} is queued again…")
         try:
             await self.session.queue_again(handle)
@@ -220,7 +261,7 @@ class JobsPane(Pane):
         self.widget.say(f"@{number} is queued again.")
 
     def _show(self, number: int) -> None:
-        self._shown = self.session.handles[number]
+        self._shown = self._handle(number)
         self._drawing.soon()
         self._showing.soon()
 
@@ -230,10 +271,12 @@ class JobsPane(Pane):
         self._drawing.soon()
 
     def _turn(self, pages: int) -> None:
-        total = len(self._handles())
-        first = max(0, self._start(total) + pages * self._page)
-        self._first = None if first + self._page >= total else first
-        self._drawing.soon()
+        mine, total = len(self._mine()), len(self._mine()) + len(self._earlier())
+        first = max(0, self._start(mine) + pages * self._page)
+        if first < total:
+            has_newest = first <= max(0, mine - 1) < first + self._page
+            self._first = None if has_newest else first
+            self._drawing.soon()
 
     def _ask_cancel_all(self) -> None:
         running = len(self.session.active())
@@ -246,15 +289,11 @@ class JobsPane(Pane):
     async def _cancel_all(self) -> None:
         self.answered()
         handles = self.session.active()
-        numbers = {handle.number for handle in handles}
-        self._cancelling |= numbers
         self.widget.say(f"cancelling {count_jobs(len(handles))}…")
-        self._drawing.soon()
         try:
             stopping = [asyncio.wrap_future(self.session.stop(handle)) for handle in handles]
             stopped = await asyncio.gather(*stopping)
         finally:
-            self._cancelling -= numbers
             self.widget.rest()
             self._drawing.soon()
         failed = [end for end in stopped if not end.confirmed]
@@ -262,10 +301,19 @@ class JobsPane(Pane):
         self.widget.say("; ".join([ended, *map(str, failed[:2])]), is_bad=bool(failed))
 
 
-def _coarse(seconds: float) -> float:
-    """Seconds that go on, in steps that grow: the older a job, the more rarely its row is drawn."""
+def _coarse(seconds: float | None) -> float | None:
+    """Seconds that go on, in steps that grow: the older a job, the more rarely its time is drawn."""
+    if seconds is None:
+        return None
     step = 1.0 if seconds < 60 else 5.0 if seconds < 600 else 60.0
     return seconds // step * step
+
+
+def _moment(seconds: float) -> str:
+    """The time of day if it was today, else the day too."""
+    then = time.localtime(seconds)
+    is_today = then[:3] == time.localtime()[:3]
+    return time_of_day(seconds) if is_today else time.strftime("%m-%d %H:%M", then)
 
 
 def unfollowed(handle: JobHandle, kept: float | None) -> str:
@@ -284,9 +332,9 @@ def unfollowed(handle: JobHandle, kept: float | None) -> str:
     return f"its result is kept {render.duration(left)} at least: {attach}"
 
 
-def job_row(handle: JobHandle) -> render.JobRow:
+def job_row(handle: JobHandle) -> tables.JobRow:
     """What a static table tells of a job."""
-    return render.JobRow(
+    return tables.JobRow(
         number=handle.number,
         endpoint=handle.endpoint,
         job_id=handle.id,

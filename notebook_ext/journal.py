@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import time
 from dataclasses import dataclass
@@ -66,6 +67,14 @@ class Pruned:
     freed: int
     oldest: float | None
 
+    def __str__(self) -> str:
+        left = (
+            ""
+            if self.oldest is None
+            else time.strftime("; it begins on %Y-%m-%d now", time.localtime(self.oldest))
+        )
+        return f"{self.jobs} old job(s), {self.freed / 1e6:.1f} MB, were removed from the journal{left}"
+
 
 class Journal:
     """Jobs and their chunks, in a SQLite file or in memory.
@@ -90,7 +99,10 @@ class Journal:
                 # Opened on one thread and used on the loop's; there is only one writer.
                 self._db = sqlite3.connect(path, timeout=BUSY, check_same_thread=False, isolation_level=None)
                 undo.callback(self._db.close)
-                self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+                if self.is_kept and Path(path).exists() and not os.access(path, os.W_OK):
+                    raise PermissionError("it is read-only")
+                if self._db.execute("PRAGMA page_count").fetchone() == (0,):  # later it would only be a write
+                    self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = NORMAL")
                 self._db.execute("PRAGMA foreign_keys = ON")
@@ -268,7 +280,8 @@ class Journal:
 
     def find(self, job_id: str) -> list[Entry]:
         """The entries whose server id begins so, newest first."""
-        return self._select("WHERE substr(job_id, 1, ?) = ? ORDER BY number DESC", len(job_id), job_id)
+        after = job_id + "\U0010ffff"  # a range, which the index serves
+        return self._select("WHERE job_id >= ? AND job_id < ? ORDER BY number DESC", job_id, after)
 
     def last(self) -> Entry | None:
         """The entry that was added last."""
@@ -368,6 +381,8 @@ class Journal:
     def prune(self, *, days: float = KEPT_DAYS, megabytes: float = KEPT_MEGABYTES) -> Pruned | None:
         """Remove ended jobs that are too old, and then the oldest while the journal is too large.
 
+        Age counts back from the newest job: a clock that is set wrong for a while removes nothing.
+
         Args:
             days: Age from which on a job is removed.
             megabytes: Size down to which it is brought.
@@ -376,7 +391,8 @@ class Journal:
             What was removed; None where nothing was.
         """
         before = self.size()
-        removed = self._remove("submitted_at < ?", time.time() - days * 86400)
+        newest = self._using_one("SELECT max(submitted_at) FROM jobs") or 0.0
+        removed = self._remove("submitted_at < ?", min(time.time(), newest) - days * 86400)
         while self.size() > megabytes * 1e6:
             some = self._remove(
                 "number IN (SELECT number FROM jobs WHERE is_final ORDER BY number LIMIT"
@@ -389,6 +405,10 @@ class Journal:
             return None
         oldest = next(iter(self._select("ORDER BY number LIMIT 1")), None)
         return Pruned(removed, before - self.size(), oldest.submitted_at if oldest else None)
+
+    def _using_one(self, query: str) -> Any:
+        with self._using() as db:
+            return db.execute(query).fetchone()[0]
 
     def _remove(self, where: str, *values: object) -> int:
         with self._using() as db:

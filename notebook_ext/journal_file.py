@@ -10,11 +10,14 @@ from pathlib import Path
 
 from notebook_ext.errors import JournalError
 from notebook_ext.journal import Journal, sessions_of
-from notebook_ext.leases import is_alive
+from notebook_ext.leases import alone, is_alive
 
 __all__ = ["count_left", "default_path", "open_journal"]
 
 PATH_VARIABLE = "NOTEBOOK_EXT_JOURNAL"
+REPAIR_PATIENCE = 10.0
+"""Seconds to wait for another kernel that sets a damaged file aside."""
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
 def default_path() -> str:
@@ -34,22 +37,41 @@ def open_journal(path: str) -> Journal:
         The journal; its `warning` says what was done, where anything was.
     """
     try:
-        return Journal(path)
+        try:
+            return Journal(path)
+        except JournalError as error:
+            if not _is_damage(error):
+                raise
+            return _open_anew(path, error)
     except JournalError as error:
-        is_damaged = isinstance(error.__cause__, sqlite3.DatabaseError) and _is_damage(error.__cause__)
-        if is_damaged and (moved := _set_aside(path)) is not None:
-            journal = open_journal(path)
-            journal.warning = (
-                journal.warning or f"the journal {path} was damaged: it is now {moved}, and a new one began"
-            )
-        else:
-            journal = Journal()
-            journal.warning = f"{error}; jobs are remembered only until this kernel ends"
+        journal = Journal()
+        journal.warning = f"{error}; jobs are remembered only until this kernel ends"
         return journal
 
 
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    return error.sqlite_errorcode in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+def _open_anew(path: str, found: JournalError) -> Journal:
+    """Open a journal that was found damaged, as one of several kernels that may have found that.
+
+    Raises:
+        JournalError: It cannot be set aside, or a new one not be made.
+    """
+    try:
+        with alone(Path(f"{path}.repair"), REPAIR_PATIENCE):
+            try:
+                return Journal(path)  # another kernel was quicker
+            except JournalError as error:
+                if not _is_damage(error) or (moved := _set_aside(path)) is None:
+                    raise
+            journal = Journal(path)
+    except sqlite3.Error:
+        raise found from found.__cause__
+    journal.warning = f"the journal {path} was damaged: it is now {moved}, and a new one began"
+    return journal
+
+
+def _is_damage(error: JournalError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, sqlite3.DatabaseError) and getattr(cause, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
 
 
 def _set_aside(path: str) -> str | None:

@@ -13,9 +13,13 @@ import uuid
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["Presence", "is_alive"]
+__all__ = ["Presence", "alone", "is_alive"]
+
+PATIENCE = 10.0
+"""Seconds to wait for another session that is just beginning."""
 
 
 class Presence:
@@ -35,15 +39,9 @@ class Presence:
         self._lock: sqlite3.Connection | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self._sweep(folder)
-            self._appear()
-
-    def _appear(self) -> None:
-        while self._lock is None:
-            self._lock = _locked(self._file(self.owner))
-            if self._lock is not None and not self._file(self.owner).exists():
-                self._lock.close()  # somebody swept it away before it was locked
-                self._lock = None
+            with alone(folder / "door", PATIENCE):  # so that nobody sweeps away what is not locked yet
+                _sweep(folder)
+                self._lock = _locked(self._file(self.owner))
 
     def is_alive(self, owner: str | None) -> bool:
         """Whether a session is there that would notice what happens to its jobs."""
@@ -61,37 +59,57 @@ class Presence:
         assert self._folder is not None
         return self._folder / f"{owner}.lock"
 
-    def _sweep(self, folder: Path) -> None:
-        """Remove the signs of those that were killed."""
-        for file in folder.glob("*.lock"):
-            lock = _locked(file)
-            if lock is not None:
-                with contextlib.suppress(OSError):
-                    file.unlink()
-                lock.close()
+
+def _sweep(folder: Path) -> None:
+    """Remove the signs of those that were killed."""
+    for file in folder.glob("*.lock"):
+        if not _is_locked(file):
+            with contextlib.suppress(OSError):
+                file.unlink()
 
 
 def is_alive(folder: Path, owner: str | None) -> bool:
     """Whether the session of this name is there, as its sign in the folder tells."""
     file = folder / f"{owner}.lock"
-    if not owner or not file.exists():
-        return False
-    lock = _locked(file)
-    if lock is None:
-        return True
-    lock.close()
-    return False
+    return bool(owner) and file.exists() and _is_locked(file)
 
 
-def _locked(file: Path) -> sqlite3.Connection | None:
-    """Hold the lock of a file; None where somebody else holds it."""
-    lock = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False)
+@contextlib.contextmanager
+def alone(file: Path, patience: float) -> Iterator[None]:
+    """Do something that one process at a time may do.
+
+    Args:
+        file: Its lock; made where it is not there.
+        patience: Seconds to wait for another one.
+
+    Raises:
+        sqlite3.Error: It was waited for in vain, or the lock cannot be made.
+    """
+    with contextlib.closing(_locked(file, patience)):
+        yield
+
+
+def _locked(file: Path, patience: float = PATIENCE) -> sqlite3.Connection:
+    """Hold the lock of a file, until it is closed or the process ends."""
+    lock = sqlite3.connect(file, timeout=patience, isolation_level=None, check_same_thread=False)
     try:
         lock.execute("PRAGMA journal_mode = MEMORY")  # no file beside it that a killed process would leave
         lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError as error:
+    except sqlite3.Error:
         lock.close()
-        if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-            raise
-        return None
+        raise
     return lock
+
+
+def _is_locked(file: Path) -> bool:
+    """Whether somebody holds the lock of a file; who looks at the same moment is not taken for that."""
+    address = f"{file.absolute().as_uri()}?mode=rw"  # makes none
+    try:
+        with contextlib.closing(sqlite3.connect(address, uri=True, timeout=0, isolation_level=None)) as look:
+            look.execute("SELECT * FROM sqlite_master").fetchall()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+            return True
+        if error.sqlite_errorcode != sqlite3.SQLITE_CANTOPEN:
+            raise
+    return False  # a file that is gone, too, is locked by nobody

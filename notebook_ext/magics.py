@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import Magics, line_cell_magic, magics_class, needs_local_scope, no_var_expand
-from traitlets import Bool, Unicode, default
+from traitlets import Bool, Float, Unicode, default
 
 if TYPE_CHECKING:
     from notebook_ext.kernel import FrontEnd
@@ -37,6 +37,11 @@ class EndpointMagics(Magics):
         help="The file that remembers every job; ':memory:' forgets with the kernel. "
         "NOTEBOOK_EXT_JOURNAL, or a file in the user's data folder, unless it is set."
     ).tag(config=True)
+
+    journal_days = Float(180.0, help="Jobs that are older are removed from the journal.").tag(config=True)
+    journal_megabytes = Float(1024.0, help="The oldest jobs are removed from a journal that is larger.").tag(
+        config=True
+    )
 
     def __init__(self, shell: Any, front_end: FrontEnd) -> None:
         super().__init__(shell)
@@ -66,16 +71,23 @@ class EndpointMagics(Magics):
 
             session = default_session(self.journal)
             session.wait_step = self._front_end.wait
-            session.config = Config(reserved=frozenset(VERBS))
+            session.endpoints.config = Config(reserved=frozenset(VERBS))
             self._verbs = Verbs(self.shell, session, self._front_end)
-            if session.journal.warning:
-                print(session.journal.warning, file=sys.stderr)
+            self._look_after(session)
         return self._verbs
 
     @property
     def session(self) -> Session:
         """The endpoints and jobs that the magics know."""
         return self.verbs.session
+
+    def _look_after(self, session: Session) -> None:
+        """Say what is wrong with the journal, and remove what it need not keep."""
+        if session.journal.warning:
+            print(session.journal.warning, file=sys.stderr)
+        pruned = session.on_loop(session.prune, self.journal_days, self.journal_megabytes)
+        if pruned is not None:
+            print(pruned)
 
     @default("journal")
     def _default_journal(self) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from notebook_ext import cellcode, exports, profiles, prompts, render, requestcode
+from notebook_ext import cellcode, exports, profiles, prompts, requestcode, tables
 from notebook_ext.errors import InputError
 from notebook_ext.records import Record
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from notebook_ext.entry import Entry
     from notebook_ext.grammar import Command
     from notebook_ext.handle import JobHandle
+    from notebook_ext.render import Bundle
     from notebook_ext.session import Session
 
 __all__ = ["Found", "Memory"]
@@ -38,7 +39,7 @@ class Found:
 
     entries: Sequence[Entry]
     handles: Sequence[JobHandle]
-    bundle: render.Bundle
+    bundle: Bundle
 
 
 class Memory:
@@ -65,12 +66,12 @@ class Memory:
         words = arguments.text("query")
         found = self._look(words, arguments.limit("since"), limit + 1)  # one more tells that there are more
         entries = [entry for entry, _ in found[:limit]]
-        bundle = render.history(
+        bundle = tables.history(
             [_row(entry) for entry in entries],
             [] if words is None else [excerpt for _, excerpt in found[:limit]],
         )
         if len(found) > limit:
-            bundle = _with_note(bundle, f"and more: --limit {5 * limit} shows further ones")
+            bundle = tables.noted(bundle, f"and more: --limit {5 * limit} shows further ones")
         return Found(entries, [self._session.find(f"@{entry.number}") for entry in entries], bundle)
 
     def frame(self, found: Found) -> Any:
@@ -140,8 +141,8 @@ class Memory:
         return Record.read(entry, self._session.journal.chunks(entry.number))
 
 
-def _row(entry: Entry) -> render.JobRow:
-    return render.JobRow(
+def _row(entry: Entry) -> tables.JobRow:
+    return tables.JobRow(
         number=entry.number,
         endpoint=entry.endpoint,
         job_id=entry.job.id,
@@ -151,13 +152,6 @@ def _row(entry: Entry) -> render.JobRow:
         queue=entry.job.delay_time,
         run=entry.job.execution_time,
     )
-
-
-def _with_note(bundle: render.Bundle, text: str) -> render.Bundle:
-    return {
-        "text/html": f"{bundle['text/html']}{render.note(text)['text/html']}",
-        "text/plain": f"{bundle['text/plain']}\n{text}",
-    }
 
 
 def _command(entry: Entry) -> Command:

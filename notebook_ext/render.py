@@ -1,4 +1,4 @@
-"""Jobs, health and outputs as mime bundles: pure, and without IPython.
+"""Outputs, errors and remarks as mime bundles: pure, and without IPython.
 
 Every bundle has text/plain. What an endpoint said passes through `inert` as Markdown, or is escaped as HTML;
 HTML of ours needs no script, and takes its colours from the front end's own variables.
@@ -11,36 +11,22 @@ import binascii
 import html
 import json
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
-
-from notebook_ext.types import Health, Job, JobStatus, WorkerError
-from notebook_ext.waiting import wait_reason
 
 __all__ = [
     "FORMATS",
     "NO_OUTPUT",
     "Bundle",
-    "Facts",
-    "JobRow",
+    "aligned",
     "duration",
     "error",
-    "error_text",
-    "footer",
-    "footer_bundle",
-    "health",
-    "history",
     "inert",
-    "job",
-    "jobs",
+    "lines",
     "markdown",
     "no_output",
     "note",
     "outputs",
-    "speed",
-    "wait_reason",
 ]
 
 Bundle = dict[str, Any]
@@ -66,10 +52,6 @@ NO_OUTPUT = (
 
 _TABLE_ROWS = 100
 _GREY = "color:var(--jp-ui-font-color2, #666);font-size:var(--jp-ui-font-size1, 13px)"
-_CELL = "text-align:left;padding:2px 12px 2px 0"
-_ONE_LINE = 24  # a shorter cell of a table is not broken: a number keeps its unit
-_EXCERPT = 120  # characters
-_SHORT_ID = 8  # so much of a job's id names it in a notebook
 _DATA_URL = re.compile(r"data:(?:image|audio|video)/[\w.+-]+(?:;[\w=.-]+)*;base64,", re.IGNORECASE)
 _LINK = re.compile(r"https?://[^\s<>\"'`$\\]+", re.IGNORECASE)
 _MARKUP = re.compile(r"[\\`*_\[\]<>|$~&#@!:\"]")
@@ -115,72 +97,6 @@ def markdown(text: str) -> Bundle:
     return {"text/markdown": inert(text), "text/plain": text}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What the line under a job's output tells; None leaves a fact out.
-
-    Args:
-        endpoint: The endpoint's name.
-        status: Where the job stands.
-        number: This notebook's number of the job, shown as `@17`.
-        queue: Seconds in the queue.
-        run: Seconds on the worker.
-        first_token: Seconds until the first piece of text was there.
-        tokens: How many tokens the worker counted.
-        tokens_per_second: How fast they came.
-        chunks_per_second: How fast pieces came, where tokens were not counted.
-        cost: Dollars at least: the run time at the endpoint's saved rate.
-        notes: Further short remarks.
-    """
-
-    endpoint: str
-    status: JobStatus
-    number: int | None = None
-    queue: float | None = None
-    run: float | None = None
-    first_token: float | None = None
-    tokens: int | None = None
-    tokens_per_second: float | None = None
-    chunks_per_second: float | None = None
-    cost: float | None = None
-    notes: tuple[str, ...] = ()
-
-
-def footer(facts: Facts) -> str:
-    """One line: `@17 · demo · COMPLETED · 0.8 s queue · 3.4 s run · first token 0.4 s · >= $0.0011`."""
-    parts = [
-        None if facts.number is None else f"@{facts.number}",
-        facts.endpoint,
-        str(facts.status),
-        None if facts.queue is None else f"{duration(facts.queue)} queue",
-        None if facts.run is None else f"{duration(facts.run)} run",
-        None if facts.first_token is None else f"first token {duration(facts.first_token)}",
-        *speed(facts),
-        None if facts.cost is None else f">= ${_dollars(facts.cost)}",
-        *facts.notes,
-    ]
-    return " · ".join(part for part in parts if part)
-
-
-def speed(facts: Facts) -> list[str]:
-    """How much came and how fast, in tokens where the worker counts them, else in chunks."""
-    parts = [] if facts.tokens is None else [f"{facts.tokens} tokens"]
-    if facts.tokens_per_second is not None:
-        parts.append(f"{facts.tokens_per_second:.0f} tokens/s")
-    elif facts.chunks_per_second is not None:
-        parts.append(f"{facts.chunks_per_second:.0f} chunks/s")
-    return parts
-
-
-def _dollars(cost: float) -> str:
-    return f"{cost:.4f}" if cost >= 0.001 or cost == 0 else f"{cost:.2g}"
-
-
-def footer_bundle(facts: Facts) -> Bundle:
-    """The footer as a small grey line."""
-    return note(footer(facts))
-
-
 def no_output() -> Bundle:
     """What to show for a COMPLETED job whose answer carried no output at all."""
     return note(NO_OUTPUT)
@@ -189,6 +105,17 @@ def no_output() -> Bundle:
 def note(text: str) -> Bundle:
     """A small grey line of ours."""
     return {"text/html": f'<div style="{_GREY}">{html.escape(text)}</div>', "text/plain": text}
+
+
+def lines(text: str, color: str) -> Bundle:
+    """Text of ours in one colour, its lines as they are."""
+    style = f"white-space:pre-wrap;margin:0;color:{color}"
+    return {"text/html": f'<pre style="{style}">{html.escape(text)}</pre>', "text/plain": text}
+
+
+def error(error: Exception) -> Bundle:
+    """What went wrong, where nothing is raised: for a job in the background, or one that is shown again."""
+    return lines(f"{type(error).__name__}: {error}", "var(--jp-error-color1, #c62828)")
 
 
 # Outputs
@@ -303,7 +230,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Bundle:
     more = f"{len(rows) - _TABLE_ROWS} more rows" if len(rows) > _TABLE_ROWS else ""
     return {
         "text/markdown": inert("\n".join(marked) + (f"\n\n… {more}" if more else "")),
-        "text/plain": _aligned(lines) + (f"\n… {more}" if more else ""),
+        "text/plain": aligned(lines) + (f"\n… {more}" if more else ""),
     }
 
 
@@ -318,7 +245,8 @@ def _literal(text: str) -> str:
     return _MARKUP.sub(lambda mark: f"&#{ord(mark[0])};", text)
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Cells in columns, as text."""
     widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -413,149 +341,3 @@ def _rest(value: Any) -> list[Bundle]:
     kind = value.get("type")
     rest = {key: item for key, item in rest.items() if not list(_media({key: item, "type": kind}))}
     return [_json(rest)] if rest else []
-
-
-# Jobs and health
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobRow:
-    """One line of a table of jobs.
-
-    Args:
-        number: This notebook's number of the job.
-        endpoint: The endpoint's name.
-        job_id: The server's id.
-        status: Where it stands.
-        prompt: What was asked; its first words are shown.
-        submitted_at: Seconds since the epoch.
-        queue: Seconds in the queue.
-        run: Seconds on the worker.
-    """
-
-    number: int | None
-    endpoint: str
-    job_id: str
-    status: JobStatus
-    prompt: str
-    submitted_at: float
-    queue: float | None
-    run: float | None
-
-
-def jobs(rows: Sequence[JobRow]) -> Bundle:
-    """A table of jobs, in the order given."""
-    if not rows:
-        return note("No jobs.")
-    lines = [["", "endpoint", "id", "status", "prompt", "submitted", "queue", "run"]]
-    lines += [
-        [
-            "" if row.number is None else f"@{row.number}",
-            row.endpoint,
-            row.job_id[:_SHORT_ID],
-            str(row.status),
-            _first_words(row.prompt),
-            _moment(row.submitted_at),
-            "" if row.queue is None else duration(row.queue),
-            "" if row.run is None else duration(row.run),
-        ]
-        for row in rows
-    ]
-    return {"text/html": _html_table(lines), "text/plain": _aligned(lines)}
-
-
-def history(rows: Sequence[JobRow], excerpts: Sequence[str] = ()) -> Bundle:
-    """A table of journaled jobs, in the order given.
-
-    Args:
-        rows: The jobs.
-        excerpts: Where what was searched for stands in each; none where nothing was searched for.
-    """
-    if not rows:
-        return note("No jobs.")
-    lines = [["", "endpoint", "when", "status", "prompt", *(["found"] if excerpts else [])]]
-    lines += [
-        [f"@{row.number}", row.endpoint, _moment(row.submitted_at), str(row.status), _first_words(row.prompt)]
-        for row in rows
-    ]
-    for line, excerpt in zip(lines[1:], excerpts, strict=False):
-        line.append(_first_words(excerpt, _EXCERPT))
-    return {"text/html": _html_table(lines), "text/plain": _aligned(lines)}
-
-
-def _moment(seconds: float) -> str:
-    """The time of day if it was today, else the date too."""
-    then = time.localtime(seconds)
-    is_today = then[:3] == time.localtime()[:3]
-    return time.strftime("%H:%M:%S" if is_today else "%Y-%m-%d %H:%M", then)
-
-
-def _first_words(text: str, limit: int = 48) -> str:
-    line = " ".join(text[: 4 * limit].split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
-def _html_table(lines: Sequence[Sequence[str]]) -> str:
-    def drawn(cell: str, tag: str) -> str:
-        style = f"{_CELL};white-space:nowrap" if len(cell) <= _ONE_LINE else _CELL
-        return f'<{tag} style="{style}">{html.escape(cell)}</{tag}>'
-
-    def row(cells: Sequence[str], tag: str) -> str:
-        return f"<tr>{''.join(drawn(cell, tag) for cell in cells)}</tr>"
-
-    body = "".join(row(line, "td") for line in lines[1:])
-    style = "border-collapse:collapse;color:var(--jp-ui-font-color1, inherit)"
-    return f'<table style="{style}"><thead>{row(lines[0], "th")}</thead><tbody>{body}</tbody></table>'
-
-
-def job(job: Job, number: int | None = None) -> Bundle:
-    """One look at a job: a line, and what its worker said if it failed."""
-    notes = (job.id,) + ((job.progress.text,) if job.progress else ())
-    line = footer(
-        Facts(
-            endpoint=job.endpoint,
-            status=job.status,
-            number=number,
-            queue=job.delay_time,
-            run=job.execution_time,
-            notes=notes + ((f"{job.retries} retries",) if job.retries else ()),
-        )
-    )
-    if job.status == JobStatus.COMPLETED and not job.has_output:
-        line = f"{line}\n{NO_OUTPUT}"
-    if job.error is not None:
-        line = f"{line}\n{error_text(job.error)}"
-    return _lines(line, "var(--jp-ui-font-color1, inherit)")
-
-
-def _lines(text: str, color: str) -> Bundle:
-    style = f"white-space:pre-wrap;margin:0;color:{color}"
-    return {"text/html": f'<pre style="{style}">{html.escape(text)}</pre>', "text/plain": text}
-
-
-def error(error: Exception) -> Bundle:
-    """What went wrong, where nothing is raised: for a job in the background, or one that is shown again."""
-    return _lines(f"{type(error).__name__}: {error}", "var(--jp-error-color1, #c62828)")
-
-
-def error_text(error: WorkerError) -> str:
-    """A worker's failure as plain text: its traceback where it told one, and its message."""
-    worker = f" (worker {error.worker_id})" if error.worker_id else ""
-    traceback = (error.traceback or "").rstrip()
-    if traceback.endswith(error.message):
-        return f"{traceback}{worker}"
-    return f"{traceback}\n{error}{worker}".lstrip("\n")
-
-
-def health(health: Health, name: str) -> Bundle:
-    """An endpoint's counters, and what they mean for jobs that wait."""
-    lines = [[name, "counters"]]
-    for group, counts in (("jobs", health.jobs), ("workers", health.workers)):
-        told = " · ".join(f"{count} {key.replace('_', ' ')}" for key, count in counts.items())
-        lines.append([group, told or "not told"])
-    reason = wait_reason(health) if health.jobs["in_queue"] else ""
-    note = f"{health.jobs['in_queue']} in the queue: {reason}" if reason else ""
-    return {
-        "text/html": _html_table(lines) + (f'<div style="{_GREY}">{html.escape(note)}</div>' if note else ""),
-        "text/plain": _aligned(lines) + (f"\n{note}" if note else ""),
-    }

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from notebook_ext import render
+from notebook_ext.footer import Facts, error_text, footer
 from notebook_ext.records import as_json, media, prompt_text
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def _markdown_parts(record: Record) -> Iterator[str]:
     yield _fenced(prompt_text(record.entry.input))
     yield "**Output**"
     if record.entry.job.error is not None:
-        yield _fenced(render.error_text(record.entry.job.error))
+        yield _fenced(error_text(record.entry.job.error))
     shown = media(record.final.value)
     for medium in shown:
         yield f"![{medium.mime}]({medium.url})" if medium.tag == "img" else f"({medium})"
@@ -81,7 +82,7 @@ def _html_parts(record: Record) -> Iterator[str]:
     yield f"<h2>{html.escape(_title(record))}</h2>\n<p>{html.escape(_figures(record))}</p>\n"
     yield f"<h3>Prompt</h3>\n{_pre(prompt_text(record.entry.input))}<h3>Output</h3>\n"
     if record.entry.job.error is not None:
-        yield _pre(render.error_text(record.entry.job.error))
+        yield _pre(error_text(record.entry.job.error))
     shown = media(record.final.value)
     for medium in shown:
         controls = f' alt="{medium.mime}">' if medium.tag == "img" else f" controls></{medium.tag}>"
@@ -101,8 +102,8 @@ def _title(record: Record) -> str:
 
 def _figures(record: Record) -> str:
     entry, job = record.entry, record.entry.job
-    facts = render.footer(
-        render.Facts(
+    facts = footer(
+        Facts(
             endpoint=entry.provider,
             status=job.status,
             queue=job.delay_time,

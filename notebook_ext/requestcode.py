@@ -1,4 +1,4 @@
-"""A journaled job's request as a program: complete Python, or a curl command; keys by variable name only.
+"""A request as text: before it is sent, or as a program, in Python or for curl; keys by variable name only.
 
 Pure: the same URL, operation and body as were sent. What the journal does not keep cannot be in it:
 bucket credentials, and the user and query of a webhook's URL.
@@ -20,9 +20,10 @@ from notebook_ext.protocol import JobRequest, Operation
 from notebook_ext.types import ExecutionPolicy
 
 if TYPE_CHECKING:
+    from notebook_ext.connection import Connection, Submission
     from notebook_ext.entry import Entry
 
-__all__ = ["curl", "python"]
+__all__ = ["curl", "dry_run", "python"]
 
 _WIDTH = 100
 _WEBHOOK = "# The journal keeps no query of a webhook's URL, where tokens stand: add it if there was one."
@@ -222,4 +223,22 @@ def _seen(character: re.Match[str]) -> str:
 def _unwritable() -> InputError:
     return InputError(
         "what the job was asked cannot be written as a program: it is nested too deeply, or no JSON"
+    )
+
+
+def dry_run(connection: Connection, submission: Submission, kind: str, profile: str) -> str:
+    """The exact request, without its secrets."""
+    provider = connection.provider
+    route = provider.route(Operation.RUNSYNC if submission.sync else Operation.RUN)
+    hidden = {"[not shown]": ""} if submission.s3_config else None
+    request = JobRequest(submission.input, submission.policy, submission.webhook, None, hidden)
+    document = request.to_json(provider.dialect, queued=not submission.sync)
+    try:
+        body = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the input is not JSON: {error}; nothing was sent") from error
+    return (
+        f"{route.method} {provider.base_url}{route.fill(connection.endpoint.id)}\n"
+        "Authorization: Bearer [key]\nContent-Type: application/json\n\n"
+        f"{body}\n\n(body read as {kind}, profile {profile}; nothing was sent)"
     )

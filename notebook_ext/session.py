@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import difflib
 import os
 import sys
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from notebook_ext import config, providers
-from notebook_ext.connection import Connection, Submission
+from notebook_ext import providers
+from notebook_ext.connection import Submission
+from notebook_ext.directory import Directory
 from notebook_ext.entry import Entry
 from notebook_ext.errors import (
     ConfigurationError,
@@ -22,9 +22,10 @@ from notebook_ext.errors import (
     JournalError,
 )
 from notebook_ext.handle import JobHandle, Stopped
-from notebook_ext.journal import Journal
+from notebook_ext.journal import Journal, Pruned
 from notebook_ext.journal_file import default_path, open_journal
 from notebook_ext.loop import LoopThread
+from notebook_ext.protocol import Operation
 from notebook_ext.recovery import Recovered, Recovery
 from notebook_ext.types import Job, JobStatus
 from notebook_ext.watcher import COLLECT_EVERY, Watcher
@@ -33,17 +34,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from notebook_ext.client import Endpoint
-    from notebook_ext.limits import Limits
-    from notebook_ext.server import EmbeddedServer, Queue
+    from notebook_ext.config import Config
+    from notebook_ext.connection import Connection
 
-__all__ = ["DEMO", "Session", "default_session"]
+__all__ = ["Session", "default_session"]
 
 T = TypeVar("T")
 
 CLOSING = 3.0
 """Seconds for everything that a session ends, after the cancels' own."""
-DEMO = "demo"
-"""The endpoint that needs no account: the built-in `chat` handler, served when it is first called."""
 
 
 class Session:
@@ -60,7 +59,7 @@ class Session:
         self,
         *,
         journal: str | Journal = ":memory:",
-        config: config.Config | None = None,
+        config: Config | None = None,
         wait_step: Callable[[concurrent.futures.Future[Any], float | None], bool] | None = None,
     ) -> None:
         self.loop = LoopThread(at_exit=self._exit)  # which ends what is served in its own order
@@ -68,184 +67,31 @@ class Session:
         self.notebook = os.environ.get("JPY_SESSION_NAME")
         """The notebook's path, where its server tells it."""
         self.journal = journal if isinstance(journal, Journal) else Journal(journal)
-        self.config = config if config is not None else _config()
+        self.endpoints = Directory(self, config)
         self.wait_step = wait_step or _wait
         self.handles: dict[int, JobHandle] = {}
-        self._connections: dict[str, Connection] = {}
-        self._endpoints: list[Endpoint] = []  # all that were made: a name may lead elsewhere by now
         self._asked: dict[int, Endpoint] = {}
-        self._limits: dict[tuple[str, str], Limits] = {}
-        self._server: EmbeddedServer | None = None
         self._watcher = Watcher(self.journal, self._collect_later)
         self._recovery = Recovery(self.journal, self._watcher, self._handle, self._endpoint)
         self._left: list[JobHandle] = []
         self._listeners: list[Callable[[JobHandle], None]] = []
-        self._default: str | None = None
         self._closed = False
 
     # ------------------------------------------------------------------ endpoints
 
-    def connect(
-        self,
-        name: str,
-        endpoint_id: str | None = None,
-        *,
-        provider: str | providers.Provider = "runpod",
-        profile: str = "raw",
-        key_variable: str | None = None,
-        rate: float | None = None,
-    ) -> Connection:
-        """Find an endpoint by its name, or give a name to one.
-
-        Args:
-            name: A name that is served, connected or saved; or a new one for `endpoint_id`.
-            endpoint_id: The provider's id; None looks the name up.
-            provider: "runpod", "tensorone", "tensorone-rest", a base URL, or a Provider.
-            profile: How input is laid out and output read.
-            key_variable: The environment variable with its key; None means the provider's.
-            rate: Dollars per second of running time.
-
-        Raises:
-            ConfigurationError: No such name; the sentence names near ones.
-        """
-        if endpoint_id is None:
-            return self._known(name)
-        connection = self._connection(
-            name, endpoint_id, providers.resolve(provider), profile, key_variable, rate
-        )
-        self._connections[name] = connection
-        return connection
-
-    def names(self) -> list[str]:
-        """All names that `connect` finds."""
-        return sorted({DEMO, *self._connections, *self.config.endpoints})
-
-    def describe(self, name: str) -> str:
-        """Where a name leads, in words."""
-        connection, saved = self._connections.get(name), self.config.endpoints.get(name)
-        if connection is not None and connection.served:
-            return f"served here, {connection.provider.base_url}/{name}"
-        if saved is not None:
-            return f"{saved.endpoint_id} at {saved.provider}, profile {saved.profile}"
-        if connection is not None:
-            return f"{connection.endpoint.id} at {connection.provider.name}, this session only"
-        return "the built-in demo, which needs no account"
-
-    def profile(self, name: str) -> str:
-        """How the input of a name's endpoint is laid out; nothing is connected or served for that."""
-        found = self._connections.get(name) or self.config.endpoints.get(name)
-        if found is not None:
-            return found.profile
-        return "chat" if name == DEMO else "raw"
-
-    def default_name(self) -> str:
-        """The endpoint that is meant where none is named."""
-        return self._default or self.config.default or DEMO
-
-    def use(self, name: str) -> None:
-        """Make an endpoint the default one: in the config where it is saved, else for this session.
-
-        Raises:
-            ConfigurationError: No such name.
-        """
-        self.connect(name)
-        self._default = name
-        if name in self.config.endpoints:
-            self.config.use(name)
-
-    def forget(self, name: str) -> None:
-        """Forget a name of this session; what is saved is the config's to forget."""
-        if self._default == name:
-            self._default = None
-        connection = self._connections.pop(name, None)
-        if connection is not None:
-            if connection.served and self._server is not None:
-                self.on_loop(self._server.remove, connection.endpoint.id)
-            self.ask(connection.endpoint.aclose())
+    def connect(self, name: str, endpoint_id: str | None = None, **options: Any) -> Connection:
+        """Find an endpoint by its name, or give a name to one; the arguments are `Directory.connect`'s."""
+        return self.endpoints.connect(name, endpoint_id, **options)
 
     def serve(self, name: str, handler: Any, **options: Any) -> Connection:
-        """Serve a handler on an embedded endpoint: the same protocol, on this machine, in this process.
-
-        Args:
-            name: The endpoint's name; serving it again swaps the handler for new jobs.
-            handler: A callable in the shape that Runpod's workers use, or a built-in one's name.
-            **options: `workers`, `dials`, `return_aggregate_stream`, `upstream`, and `port` for
-                the first one that is served; those of `server.EmbeddedServer`.
-        """
-        server = self._serving(options.pop("port", 0))
-        self.on_loop(lambda: server.serve(name, handler, **options))
-        existing = self._connections.get(name)
-        if existing is not None and existing.served:
-            return existing
-        provider = providers.local(server.base_url, lambda: server.token)
-        connection = self._connection(
-            name, name, provider, "chat" if handler == "chat" else "raw", None, None
-        )
-        connection.served = True
-        self._connections[name] = connection
-        return connection
-
-    def queue(self, name: str) -> Queue | None:
-        """The queue of an endpoint that is served here; None for any other."""
-        return self._server.endpoints.get(name) if self._server is not None else None
+        """Serve a handler on an embedded endpoint; the arguments are those of `Directory.serve`."""
+        return self.endpoints.serve(name, handler, **options)
 
     def log(self, handle: JobHandle) -> str:
         """What the handler of a job that is served here has printed; empty for any other job."""
-        queue = self.queue(handle.endpoint)
+        queue = self.endpoints.queue(handle.endpoint)
         record = queue.records.get(handle.id) if queue is not None else None
         return record.log.text if record is not None else ""
-
-    def _known(self, name: str) -> Connection:
-        found = self._connections.get(name)
-        if found is not None:
-            return found
-        saved = self.config.endpoints.get(name)
-        if saved is not None:
-            provider = providers.resolve(saved.provider)
-            connection = self._connection(
-                name, saved.endpoint_id, provider, saved.profile, saved.key_variable, saved.rate
-            )
-            self._connections[name] = connection
-            return connection
-        if name == DEMO:
-            return self.serve(DEMO, "chat")
-        near = difflib.get_close_matches(name, self.names(), n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(self.names())}."
-        raise ConfigurationError(
-            f"there is no endpoint '{name}'; {hint} `%endpoint connect {name} ID` makes it known."
-        )
-
-    def _connection(
-        self,
-        name: str,
-        endpoint_id: str,
-        provider: providers.Provider,
-        profile: str,
-        key_variable: str | None,
-        rate: float | None,
-    ) -> Connection:
-        from notebook_ext.client import Endpoint  # brings httpx, which %load_ext must not wait for
-        from notebook_ext.limits import Limits
-
-        if key_variable:
-            provider = replace(provider, key_variable=key_variable)  # its own: errors name it
-        limits = self._limits.setdefault((provider.base_url, endpoint_id), Limits(provider.limits))
-        endpoint = Endpoint(endpoint_id, provider, limits=limits, name=name)
-        self._endpoints.append(endpoint)
-        return Connection(self, name, endpoint, profile=profile, rate=rate)
-
-    def _serving(self, port: int) -> EmbeddedServer:
-        if self._server is None:
-            from notebook_ext.server import EmbeddedServer  # brings starlette and uvicorn
-
-            server = EmbeddedServer(port=port)
-            self.ask(server.start())
-            self._server = server
-        elif port and f":{port}/" not in self._server.base_url:
-            raise ConfigurationError(
-                f"this session already serves at {self._server.base_url}; one port serves all its endpoints"
-            )
-        return self._server
 
     # ------------------------------------------------------------------ jobs
 
@@ -321,6 +167,7 @@ class Session:
             rate=entry.rate,
             served=entry.served,
             body_hash=entry.body_hash,
+            has_retry=Operation.RETRY in providers.PROVIDERS.get(entry.provider, providers.RUNPOD).routes,
         )
 
     def adopt(self, connection: Connection, job_id: str) -> JobHandle:
@@ -362,30 +209,17 @@ class Session:
             entry = self.journal.get(handle.number)
             if entry is None:
                 raise JournalError(f"@{handle.number} is no longer in the journal")
-            found = self._asked[handle.number] = self._connection_of(entry).endpoint
+            found = self._asked[handle.number] = self.endpoints.connection_of(entry).endpoint
         return found
-
-    def _connection_of(self, entry: Entry) -> Connection:
-        """The connection by which a job was submitted, or one like it: a name may lead elsewhere by now."""
-        with contextlib.suppress(ConfigurationError):
-            known = self._known(entry.endpoint)
-            if (known.provider.base_url, known.endpoint.id) == (entry.base_url, entry.endpoint_id):
-                return known
-        named = providers.PROVIDERS.get(entry.provider)
-        is_it = named is not None and named.base_url == entry.base_url
-        provider = named if named is not None and is_it else providers.resolve(entry.base_url)
-        return self._connection(
-            entry.endpoint, entry.endpoint_id, provider, entry.profile, entry.key_variable, entry.rate
-        )
 
     def _adopt(self, connection: Connection, job: Job) -> JobHandle:
         known = self._handle_of(connection, job.id)
         if known is not None:
             return known
-        entry = self.entry(connection, Submission(input=None), job=job)
+        entry = self.entry(connection, Submission(input=job.input))
         handle = self._handle(replace(entry, number=self.journal.add(entry)))
         self._keep(handle, connection.endpoint)
-        handle.saw(job)
+        handle.saw(replace(entry.job, id=job.id))  # only its id: how it ended comes after what it streamed
         self._watcher.follow(handle, connection.endpoint)
         return handle
 
@@ -410,10 +244,10 @@ class Session:
         for entry in found.values():
             return self.recall(entry)
         try:
-            return self.adopt(self._known(self.default_name()), reference)
+            return self.adopt(self.connect(self.endpoints.default_name()), reference)
         except JobLost as error:
             raise InputError(
-                f"there is no job {reference}: not in the journal, and not at {self.default_name()}"
+                f"there is no job {reference}: not in the journal, and not at {self.endpoints.default_name()}"
             ) from error
 
     def _numbered(self, reference: str) -> JobHandle:
@@ -463,6 +297,12 @@ class Session:
         """
         entries = self.journal.entries(active=active, since=since, limit=limit)
         return [self.recall(entry) for entry in entries]
+
+    def prune(self, days: float, megabytes: float) -> Pruned | None:
+        """Remove what the journal need not keep; one that cannot be written now is left for another time."""
+        with contextlib.suppress(JournalError):
+            return self.journal.prune(days=days, megabytes=megabytes)
+        return None
 
     def active(self) -> list[JobHandle]:
         """The jobs that are not over, oldest first; those that are no longer followed are among them."""
@@ -609,7 +449,7 @@ class Session:
         self._closed = True
         deadline = time.monotonic() + CLOSING
         with contextlib.suppress(Exception):
-            if self._server is not None or self._endpoints:
+            if self.endpoints.is_open:
                 self.loop.submit(self._close()).result(CLOSING)
         self.loop.close(max(0.2, (deadline - time.monotonic()) / 2))
         for handle in self.handles.values():
@@ -627,7 +467,8 @@ class Session:
 
     async def _stop(self, handle: JobHandle) -> Stopped:
         self._resume(handle)  # its end, too, is for somebody to see
-        return await self._watcher.stop(handle, self._endpoint(handle))
+        with handle.stopping():
+            return await self._watcher.stop(handle, self._endpoint(handle))
 
     async def _stop_all(self, handles: list[JobHandle], timeout: float) -> list[Stopped]:
         async def stop(handle: JobHandle) -> Stopped:
@@ -641,14 +482,7 @@ class Session:
 
     async def _close(self) -> None:
         await self._watcher.close()
-        for endpoint in self._endpoints:
-            await endpoint.aclose()
-        if self._server is not None:
-            await self._server.stop()
-
-
-def _config() -> config.Config:
-    return config.Config()
+        await self.endpoints.close()
 
 
 def _wait(future: concurrent.futures.Future[Any], timeout: float | None) -> bool:

@@ -10,6 +10,8 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from notebook_ext.tables import in_order, noted
+
 if TYPE_CHECKING:
     from notebook_ext.render import Bundle
     from notebook_ext.types import Health
@@ -28,23 +30,21 @@ _RIGHT = "text-align:right;padding:2px 14px 2px 0;font-variant-numeric:tabular-n
 
 
 def bars(values: Sequence[int | None], width: int = 24) -> str:
-    """The values as a line of Unicode bars, from the lowest to the highest of them.
+    """The values as a line of Unicode bars, from zero to the highest of them.
 
     Args:
         values: In the order of time; a None is a gap.
         width: Characters at most; of more values, the highest in each stretch is shown.
     """
     shown = _stretched(values, width)
-    low, high = _range(shown)
-    top = len(_BARS) - 1
-    return "".join(
-        _GAP if value is None else _BARS[round(top * (value - low) / (high - low)) if high > low else 0]
-        for value in shown
-    )
+    top, highest = len(_BARS) - 1, _highest(shown)
+    return "".join(_GAP if value is None else _BARS[round(top * value / highest)] for value in shown)
 
 
 def curve(values: Sequence[int | None], *, width: int = 112, height: int = 22) -> str:
-    """The values as an SVG line in the colour of the text around it.
+    """The values as an SVG line in the colour of the text around it, from zero to the highest of them.
+
+    What stays as it is has the same line, however long that is.
 
     Args:
         values: In the order of time; a None is a gap.
@@ -52,16 +52,15 @@ def curve(values: Sequence[int | None], *, width: int = 112, height: int = 22) -
         height: Pixels.
     """
     shown = _stretched(values, width // 2)
-    low, high = _range(shown)
+    highest = _highest(shown)
     steps = max(1, len(shown) - 1)
 
     def point(at: int, value: int) -> str:
-        level = (value - low) / (high - low) if high > low else 0.0
-        return f"{width * at / steps:.1f},{height - 2 - (height - 4) * level:.1f}"
+        return f"{width * at / steps:.1f},{height - 2 - (height - 4) * value / highest:.1f}"
 
     lines = []
     for run in _runs(shown):
-        points = [point(at, value) for at, value in run]
+        points = [point(at, value) for at, value in _corners(run)]
         if len(points) == 1:  # a line of no length is not drawn
             x, _, y = points[0].partition(",")
             points.append(f"{min(width, float(x) + 2):.1f},{y}")
@@ -80,7 +79,8 @@ def curve(values: Sequence[int | None], *, width: int = 112, height: int = 22) -
 
 def span(values: Sequence[int | None]) -> str:
     """The range of the values in words: `0 to 12`, or `always 3`."""
-    low, high = _range(values)
+    told = [value for value in values if value is not None] or [0]
+    low, high = min(told), max(told)
     return f"{low} to {high}" if high > low else f"always {low}"
 
 
@@ -95,19 +95,12 @@ def health(health: Health, name: str, series: Series, note: str = "") -> Bundle:
     """
     rows = [
         (group, key.replace("_", " "), str(count), bars(series.get((group, key), ())), span(seen))
-        for group, key, count in _counters(health)
+        for group, counts in in_order(health).items()
+        for key, count in counts.items()
         for seen in [series.get((group, key)) or (count,)]
     ]
-    return {
-        "text/html": _table(name, rows) + (f'<div style="{_GREY}">{html.escape(note)}</div>' if note else ""),
-        "text/plain": _plain(name, rows) + (f"\n{note}" if note else ""),
-    }
-
-
-def _counters(health: Health) -> Iterator[tuple[str, str, int]]:
-    for group, counts in (("jobs", health.jobs), ("workers", health.workers)):
-        for key, count in counts.items():
-            yield group, key, count
+    bundle = {"text/html": _table(name, rows), "text/plain": _plain(name, rows)}
+    return noted(bundle, note) if note else bundle
 
 
 def _table(name: str, rows: Sequence[tuple[str, ...]]) -> str:
@@ -138,9 +131,19 @@ def _plain(name: str, rows: Sequence[tuple[str, ...]]) -> str:
     )
 
 
-def _range(values: Sequence[int | None]) -> tuple[int, int]:
-    told = [value for value in values if value is not None]
-    return (min(told), max(told)) if told else (0, 0)
+def _highest(values: Sequence[int | None]) -> int:
+    """The highest value, and 1 where all are 0: what they are divided by."""
+    return max((value for value in values if value), default=1)
+
+
+def _corners(run: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The points of a line without those between two of the same height."""
+    last = len(run) - 1
+
+    def is_corner(at: int) -> bool:
+        return at in (0, last) or not run[at - 1][1] == run[at][1] == run[at + 1][1]
+
+    return [run[at] for at in range(len(run)) if is_corner(at)]
 
 
 def _stretched(values: Sequence[int | None], most: int) -> list[int | None]:

@@ -67,7 +67,7 @@ def _suggest(text: str, session: Session, namespace: Mapping[str, Any]) -> Sugge
 
 def _in_body(line: str, body: str, session: Session, namespace: Mapping[str, Any]) -> Suggestions:
     words = grammar.words(grammar.split_assignment(line)[1])
-    verb, _ = grammar.find_verb(words, session.names())
+    verb, _ = grammar.find_verb(words, session.endpoints.names())
     if verb.prompts and _is_in_template(body):
         return _in_template(body, namespace)
     return Suggestions()
@@ -106,7 +106,7 @@ class _Line:
         before = grammar.words(head)
         if not before and not fragment.startswith("-"):
             return _matching(fragment, [*_verbs(), *self._endpoints()])
-        verb, given = grammar.find_verb(before, self._session.names())
+        verb, given = grammar.find_verb(before, self._session.endpoints.names())
         options = {option: action for action in verb.actions for option in action.option_strings}
         pending, words = _read(given, options)
         if pending is not None:
@@ -121,7 +121,7 @@ class _Line:
         return _matching(fragment, self._targets(verb, words, fragment))
 
     def _endpoints(self) -> Iterator[tuple[str, str]]:
-        for name in self._session.names():
+        for name in self._session.endpoints.names():
             yield name, "endpoint"
 
     def _targets(self, verb: Verb, words: Sequence[str], fragment: str) -> list[tuple[str, str]]:

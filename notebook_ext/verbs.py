@@ -5,36 +5,30 @@ Whatever a verb does, a method of the session does; this is the thin skin over i
 
 from __future__ import annotations
 
-import difflib
-import getpass
 import importlib.metadata
-import inspect
-import json
-import os
 import sys
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from notebook_ext import config, grammar, profiles, prompts, providers, render
+from notebook_ext import config, footer, grammar, profiles, prompts, render, requestcode, tables
 from notebook_ext.arguments import Arguments
 from notebook_ext.cell import visible
 from notebook_ext.cells import JobCells
-from notebook_ext.errors import ConfigurationError, EndpointError, InputError
+from notebook_ext.endpoint_verbs import EndpointVerbs
+from notebook_ext.errors import EndpointError, InputError
 from notebook_ext.handle import JobHandle
 from notebook_ext.jobs_pane import job_row
 from notebook_ext.memory import Memory
 from notebook_ext.panels import Panels
-from notebook_ext.protocol import JobRequest, Operation
 from notebook_ext.repeats import Repeats
-from notebook_ext.types import Health, Job, JobStatus
+from notebook_ext.types import Health, Job
 from notebook_ext.view import facts
-from notebook_ext.vocabulary import HANDLERS, VERBS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from notebook_ext.connection import Connection, Submission
+    from notebook_ext.connection import Connection
     from notebook_ext.entry import Entry
     from notebook_ext.grammar import Command
     from notebook_ext.kernel import FrontEnd
@@ -81,6 +75,7 @@ class Verbs:
         self._front_end = front_end
         self._cells = JobCells(session, front_end)
         self._panels = Panels(session, front_end)
+        self._endpoints = EndpointVerbs(shell, session, front_end)
         self._namespace: dict[str, Any] = shell.user_ns
         self._shown: list[Any] = []  # by this cell
         self._commands: dict[int, Command] = {}  # that jobs came from
@@ -103,7 +98,7 @@ class Verbs:
         try:
             if not line.strip() and not (body or "").strip():
                 return self._print(grammar.overview())
-            command = grammar.parse(line, body, endpoints=self.session.names())
+            command = grammar.parse(line, body, endpoints=self.session.endpoints.names())
             verb: Callable[[Command, Arguments], Any] = getattr(self, f"_{command.verb.name}")
             done = verb(command, Arguments(command, {**self._namespace, **(local or {})}))
             self._panels.refresh()
@@ -170,7 +165,7 @@ class Verbs:
         return handle
 
     def _connection(self, arguments: Arguments) -> Connection:
-        return self.session.connect(arguments.text("target") or self.session.default_name())
+        return self.session.connect(arguments.text("target") or self.session.endpoints.default_name())
 
     # ------------------------------------------------------------------ run
 
@@ -185,7 +180,7 @@ class Verbs:
         kind, submission = arguments.submission(profile, sync=sync, cell=self._cell_id())
         timeout = arguments.limit("timeout")
         if command.arguments.dry_run:
-            return self._print(_dry_run(connection, submission, kind, profile.name))
+            return self._print(requestcode.dry_run(connection, submission, kind, profile.name))
         known = self._asked_before(command, self.session.entry(connection, submission, profile=profile.name))
         if known is not None:
             return self._show_known(command, known, timeout)
@@ -291,7 +286,7 @@ class Verbs:
     def _status(self, command: Command, arguments: Arguments) -> Any:
         handle = self._handle(command.arguments.job, arguments)
         job = self.session.look(handle)
-        self._front_end.cell().show(render.job(job, handle.number))
+        self._front_end.cell().show(footer.job(job, handle.number))
         if log := self.session.log(handle):
             self._print(f"What its handler printed:\n{log.rstrip()}")
         return self._as_shown(job)
@@ -300,7 +295,7 @@ class Verbs:
         handles = self._handles(command, arguments)
         self._wait_for(handles, command, arguments)
         for handle in handles:
-            self._front_end.cell().show(render.footer_bundle(facts(handle, None)))
+            self._front_end.cell().show(footer.footer_bundle(facts(handle, None)))
         failed = next((handle.error for handle in handles if handle.error is not None), None)
         if failed is not None:
             raise failed
@@ -351,7 +346,7 @@ class Verbs:
         ended = [handle for handle in left if handle.is_over]
         running = [handle for handle in left if not handle.is_over]
         if len(ended) > FULLY_SHOWN:
-            self._front_end.cell().show(render.jobs([job_row(handle) for handle in ended]))
+            self._front_end.cell().show(tables.jobs([job_row(handle) for handle in ended]))
         else:
             for handle in ended:
                 self._cells.show_end(handle, command.arguments.format)
@@ -414,7 +409,7 @@ class Verbs:
         if command.arguments.watch and self._panels.can_be_live:
             return self._watch(connection, command, arguments)
         health = connection.health()
-        self._front_end.cell().show(render.health(health, connection.name))
+        self._front_end.cell().show(tables.health(health, connection.name))
         return self._as_shown(health)
 
     def _watch(self, connection: Connection, command: Command, arguments: Arguments) -> None:
@@ -441,7 +436,7 @@ class Verbs:
                 "does the same."
             )
         return self._panels.prompt(
-            arguments.text("target") or self.session.default_name(),
+            arguments.text("target") or self.session.endpoints.default_name(),
             self._namespace,
             self._commands.__setitem__,
             cell=self._run_of_cell(),
@@ -451,181 +446,26 @@ class Verbs:
         return self._cell_id(), self._shell.execution_count
 
     def _purge(self, command: Command, arguments: Arguments) -> None:
-        connection = self._connection(arguments)
-        name = connection.name
-        if not command.arguments.yes:
-            waiting = connection.health().jobs["in_queue"]
-            if not waiting:
-                return self._print(f"nothing is queued on {name}")
-            mine = sum(
-                handle.endpoint == name and handle.id != "" and handle.status is JobStatus.IN_QUEUE
-                for handle in self.session.active()
-            )
-            question = f"Remove {_queued(waiting)} of {name} ({mine} from this notebook)?"
-            if self._front_end.is_headless:
-                raise InputError(f"{question} Nobody can be asked here: add --yes")
-            try:
-                answer = input(f"{question} [y/N] ")
-            except EOFError:
-                raise InputError("nobody answered, so nothing was removed; --yes does not ask") from None
-            if answer.strip().lower() not in ("y", "yes"):
-                return self._print("nothing was removed")
-        removed = connection.purge_queue()
-        return self._print(f"{_queued(removed)} of {name} removed; running ones go on")
+        self._print(self._endpoints.purge(command, arguments))
 
     def _serve(self, command: Command, arguments: Arguments) -> None:
-        options, name = command.arguments, command.arguments.name
-        if name in VERBS:
-            raise InputError(f"'{name}' is a verb of %endpoint, so it cannot name an endpoint")
-        if options.stop:
-            if self.session.queue(name) is None:
-                raise InputError(f"'{name}' is not served here")
-            self.session.forget(name)
-            return self._print(f"{name} is served no longer, and its jobs are gone")
-        handler = self._handler(command)
-        if handler is None:
-            return None
-        workers = arguments.integer("workers") or 1
-        connection = self.session.serve(
-            name,
-            handler,
-            workers=workers,
-            port=arguments.integer("port") or 0,
-            return_aggregate_stream=not options.no_aggregate,
-            dials=_dials(arguments),
-            upstream=_upstream(arguments),
-        )
-        return self._print(
-            f"{name} is served at {connection.provider.base_url}/{name} by {workers} "
-            f"worker{'' if workers == 1 else 's'}.\n"
-            f"%endpoint run {name} -- PROMPT calls it, %endpoint serve {name} --stop ends it."
-        )
-
-    def _handler(self, command: Command) -> Any:
-        """What is to be served: the cell's own function, one of the notebook, or a built-in one's name.
-
-        None where the cell's own code has failed, which its end shows.
-        """
-        wanted = command.arguments.handler
-        if command.body is not None:
-            return self._defined(command.body, wanted or "handler")
-        if wanted is None:
-            raise InputError(
-                f"what is to be served? --handler FUNCTION, --handler {'|'.join(HANDLERS)}, or a "
-                "cell %%endpoint serve NAME that defines handler(job)"
-            )
-        found = self._namespace.get(wanted)
-        if callable(found) or wanted in HANDLERS:
-            return found if callable(found) else wanted
-        functions = [name for name, value in self._namespace.items() if inspect.isfunction(value)]
-        near = difflib.get_close_matches(wanted, [*HANDLERS, *functions], n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"built in are {', '.join(HANDLERS)}"
-        raise InputError(f"there is neither a function nor a built-in handler '{wanted}'; {hint}")
-
-    def _defined(self, body: str, name: str) -> Any:
-        """Run a cell's body in the user's namespace, and take the function that it defines.
-
-        None where the code fails. The error is then that of the cell, at its end, as if it had no
-        magic above it: raised here, it would stand under our frames and IPython's.
-        """
-        before = self._namespace.pop(name, None)
-        try:
-            failed = self._execute(body)
-            if failed is not None:
-                self._front_end.at_end_of_cell(lambda: failed)
-                return None
-            if not callable(self._namespace.get(name)):
-                raise InputError(f"the cell defines no function '{name}'; `def {name}(job): ...` is expected")
-        finally:
-            if before is not None:
-                self._namespace.setdefault(name, before)
-        return self._namespace[name]
-
-    def _execute(self, body: str) -> BaseException | None:
-        """Run a cell's body in the user's namespace; returns what it raised."""
-        shell = cast("Any", self._shell)
-        try:
-            # the magic's own line is the cell's first one: tracebacks count from there
-            source, raw = ("\n" + text for text in (shell.transform_cell(body), body))
-            cells = shell.history_manager.input_hist_parsed  # the shell's count may be the next cell's by now
-            filename = shell.compile.cache(source, len(cells) - 1, raw_code=raw)
-            exec(compile(source, filename, "exec"), self._namespace)  # noqa: S102 - the user's own
-        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the cell reports all of them
-            frames = error.__traceback__
-            return error.with_traceback(frames.tb_next if frames is not None else None)  # without ours
-        return None
+        if (said := self._endpoints.serve(command, arguments)) is not None:
+            self._print(said)
 
     def _connect(self, command: Command, arguments: Arguments) -> None:
-        options, name = command.arguments, command.arguments.name
-        where = arguments.text("endpoint") or ""
-        base, endpoint_id = providers.split_endpoint_url(where)
-        is_url = "://" in where
-        if is_url and endpoint_id is None:
-            raise InputError(
-                "a URL to connect to ends in /v2/ENDPOINT-ID; or give the id, and --provider URL"
-            )
-        if is_url and options.provider:
-            raise InputError("the URL says already which provider it is; leave --provider out")
-        if self.session.queue(name) is not None:
-            raise InputError(f"'{name}' is served by this notebook; choose another name, or stop it first")
-        profiles.get(options.profile)
-        saved = config.SavedEndpoint(
-            name=name,
-            endpoint_id=endpoint_id or where,
-            provider=base if is_url else options.provider or "runpod",
-            profile=options.profile,
-            key_variable=options.key_env,
-            rate=arguments.number("rate"),
-        )
-        path = self.session.config.save(saved, project=options.project)
-        self.session.forget(name)
-        provider = self.session.connect(name).provider
-        if options.use:
-            self.session.use(name)
-        key = config.find_key(provider, name=name, variable=saved.key_variable)
-        has_key = f"its key comes from {key.source}" if key else f"it has no key yet: %endpoint login {name}"
-        self._print(f"{name} is {saved.endpoint_id} at {provider.name}, saved in {path}; {has_key}")
+        self._print(self._endpoints.connect(command, arguments))
 
     def _use(self, command: Command, _: Arguments) -> None:
-        self.session.use(command.arguments.name)
-        self._print(f"{command.arguments.name} is the default endpoint")
+        self._print(self._endpoints.use(command))
 
     def _list(self, _: Command, __: Arguments) -> None:
-        default, names = self.session.default_name(), self.session.names()
-        width = max(map(len, names))
-        self._print(
-            "\n".join(
-                f"{'*' if name == default else ' '} {name:{width}}  {self.session.describe(name)}"
-                for name in names
-            )
-        )
+        self._print(self._endpoints.list())
 
     def _forget(self, command: Command, _: Arguments) -> None:
-        name = command.arguments.name
-        if self.session.queue(name) is not None:
-            raise InputError(f"'{name}' is served by this notebook: %endpoint serve {name} --stop ends it")
-        path = self.session.config.forget(name)
-        self.session.forget(name)
-        self._print(f"{name} is forgotten in {path}")
+        self._print(self._endpoints.forget(command))
 
     def _login(self, command: Command, _: Arguments) -> None:
-        name = command.arguments.name
-        saved = self.session.config.endpoints.get(name)
-        if saved is not None:
-            provider = providers.resolve(saved.provider)
-        elif name in providers.PROVIDERS:
-            provider = providers.resolve(name)
-        else:
-            provider = self.session.connect(name).provider
-        if self._front_end.is_headless:
-            variable = (saved.key_variable if saved else None) or provider.key_variable
-            raise ConfigurationError(
-                f"nobody can type a key here: set the variable {variable} before the run"
-            )
-        key = getpass.getpass(f"Key of {name}: ")
-        where = config.remember_key(provider, key, name=name if saved is not None else None)
-        kept = "kept in the keyring" if where == "keyring" else "remembered until this kernel ends"
-        self._print(f"the key of {name} is {kept}")
+        self._print(self._endpoints.login(command))
 
     # ------------------------------------------------------------------ help
 
@@ -645,60 +485,15 @@ class Verbs:
 
 def _bundle(value: Any) -> dict[str, Any]:
     if isinstance(value, Job):
-        return render.job(value)
+        return footer.job(value)
     if isinstance(value, Health):
-        return render.health(value, "health")
+        return tables.health(value, "health")
     if isinstance(value, History):
         return value.bundle
-    return render.jobs([job_row(handle) for handle in value])
-
-
-def _queued(count: int) -> str:
-    return f"{count} queued job{'' if count == 1 else 's'}"
+    return tables.jobs([job_row(handle) for handle in value])
 
 
 def _typed(command: Command) -> str:
     """All that was typed, to look for keys in it."""
     values = [value for value in vars(command.arguments).values() if isinstance(value, (str, list))]
     return "\n".join(map(str, [*values, command.prompt or "", command.body or ""]))
-
-
-def _dry_run(connection: Connection, submission: Submission, kind: str, profile: str) -> str:
-    """The exact request, without its secrets."""
-    provider = connection.provider
-    route = provider.route(Operation.RUNSYNC if submission.sync else Operation.RUN)
-    hidden = {"[not shown]": ""} if submission.s3_config else None
-    request = JobRequest(submission.input, submission.policy, submission.webhook, None, hidden)
-    document = request.to_json(provider.dialect, queued=not submission.sync)
-    try:
-        body = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"the input is not JSON: {error}; nothing was sent") from error
-    return (
-        f"{route.method} {provider.base_url}{route.fill(connection.endpoint.id)}\n"
-        "Authorization: Bearer [key]\nContent-Type: application/json\n\n"
-        f"{body}\n\n(body read as {kind}, profile {profile}; nothing was sent)"
-    )
-
-
-def _dials(arguments: Arguments) -> Any:
-    from notebook_ext.server import Dials  # brings starlette
-
-    return Dials(
-        cold_start=arguments.seconds("cold_start") or 0.0,
-        fail=arguments.number("fail") or 0.0,
-        throttle=arguments.number("throttle") or 0.0,
-        latency=arguments.seconds("latency") or 0.0,
-        expire=arguments.seconds("expire"),
-        rate_limit=arguments.integer("rate_limit"),
-    )
-
-
-def _upstream(arguments: Arguments) -> Any:
-    url = arguments.text("upstream")
-    if url is None:
-        return None
-    from notebook_ext.server import Upstream
-
-    variable = arguments.text("upstream_key_env")
-    return Upstream(url, api_key=lambda: os.environ.get(variable) if variable else None)

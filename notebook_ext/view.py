@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from notebook_ext import render
 from notebook_ext.errors import EndpointError, InputError
+from notebook_ext.footer import Facts, footer_bundle, speed
 from notebook_ext.handle import Ended, Queued
 from notebook_ext.types import Job, JobStatus, StreamChunk
 from notebook_ext.waiting import wait_reason
@@ -96,7 +97,6 @@ class JobView:
         self._is_quiet = is_quiet
         self._queued: Queued | None = None
         self._queued_at = 0.0
-        self._queue: float | None = None  # seconds in the queue, as seen from here
         self._shown = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -157,7 +157,7 @@ class JobView:
         if self._is_background and ended.error is not None and not self.handle.was_stopped:
             bundles = [*bundles, render.error(ended.error)]
         has_footer = not (self._is_quiet or self.handle.never_submitted)
-        footer = render.footer_bundle(facts(self.handle, self.final)) if has_footer else None
+        footer = footer_bundle(facts(self.handle, self.final)) if has_footer else None
         self._display.finish(bundles, footer)
 
     def _bundles(self, final: Final) -> Sequence[dict[str, Any]]:
@@ -184,21 +184,16 @@ class JobView:
         from notebook_ext.widgets.job import StripView  # it is imported already: there is a strip
 
         handle, job = self.handle, self.handle.job
-        waiting = job.status is JobStatus.IN_QUEUE
-        if waiting:
-            self._queue = handle.elapsed
-        # while a job streams, only our own clock tells how long it had been queued
-        queue = job.delay_time if job.delay_time is not None else self._queue
-        running = None if waiting else handle.elapsed - (queue or 0.0)
         self._strip.update(
             StripView(
                 status=job.status,
-                queue=queue,
-                run=running,
+                queue=handle.queue_time,
+                run=handle.run_time,
                 first_token=handle.first_token,
-                rate=" · ".join(render.speed(facts(handle, None, tokens=self._decoder.tokens))),
+                rate=" · ".join(speed(facts(handle, None, tokens=self._decoder.tokens))),
                 progress=job.progress,
-                reason=self._reason() if waiting else "",
+                reason=self._reason() if job.status is JobStatus.IN_QUEUE else "",
+                is_cancelling=handle.is_stopping,
             )
         )
 
@@ -210,7 +205,7 @@ class JobView:
         return wait_reason(queued.health, waited, queued.cold_starts)
 
 
-def facts(handle: JobHandle, final: Final | None, *, tokens: int | None = None) -> render.Facts:
+def facts(handle: JobHandle, final: Final | None, *, tokens: int | None = None) -> Facts:
     """What a job's footer tells.
 
     Args:
@@ -221,7 +216,7 @@ def facts(handle: JobHandle, final: Final | None, *, tokens: int | None = None) 
     job = handle.job
     tokens = final.tokens if final is not None else tokens
     seconds = job.execution_time
-    return render.Facts(
+    return Facts(
         number=handle.number,
         endpoint=handle.endpoint,
         status=job.status,
@@ -242,8 +237,7 @@ def _next_step(handle: JobHandle) -> list[str]:
         return []
     if not handle.is_over:
         return [f"follow it again: %endpoint attach @{handle.number}"]
-    is_retriable = handle.status in (JobStatus.FAILED, JobStatus.TIMED_OUT)
-    return [f"queue it again: %endpoint retry @{handle.number}"] if is_retriable else []
+    return [f"queue it again: %endpoint retry @{handle.number}"] if handle.can_retry else []
 
 
 def _chunk_rate(handle: JobHandle) -> float | None:

@@ -226,7 +226,8 @@ class Watcher:
         if len(matches) != 1:
             return _unknown(handle, lost, _told(strangers))
         handle.note("the answer to its submission was lost; it was found again by its input")
-        self._saw(handle, matches[0])
+        # Its id only: where it has ended already, its text is still to be read.
+        self._saw(handle, replace(handle.job, id=matches[0].id, status=JobStatus.IN_QUEUE))
         return await self._follow(handle, endpoint)
 
     async def _follow_journal(self, handle: JobHandle, endpoint: Endpoint) -> EndpointError | None:

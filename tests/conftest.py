@@ -23,6 +23,7 @@ FOREIGN_KEYS = ("RUNPOD_API_KEY", "TENSORONE_API_KEY", "TENSORONE_BASE_URL")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pictures", action="store_true", help="make the README's pictures anew")
+    parser.addoption("--full-size", action="store_true", help="read a journal of 1,000,000 chunks")
     parser.addoption("--kills", type=int, help="kill so many kernels, and print what became of their jobs")
 
 

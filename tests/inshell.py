@@ -74,7 +74,7 @@ class Notebook:
 
     def sent(self) -> int:
         """How many jobs have reached the endpoints that are served."""
-        queues = [self.session.queue(name) for name in self.session.names()]
+        queues = [self.session.endpoints.queue(name) for name in self.session.endpoints.names()]
         return sum(len(queue.records) for queue in queues if queue is not None)
 
 

@@ -14,6 +14,7 @@ import runpy
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,12 +58,13 @@ def serve() -> None:
     from notebook_ext.server import EmbeddedServer
     from notebook_ext.server.queue import Queue
 
-    accepted = Path(os.environ[ACCEPTED_VARIABLE]).open("a", buffering=1)
+    accepted = Path(os.environ[ACCEPTED_VARIABLE])
     submit, serve_one = Queue.submit, EmbeddedServer.serve
 
     def counted(queue: Queue, request: Any, **options: Any) -> Any:
         record = submit(queue, request, **options)
-        print(json.dumps([queue.name, record.id, request.input]), file=accepted)
+        with accepted.open("a") as rows:
+            print(json.dumps([queue.name, record.id, request.input]), file=rows)
         return record
 
     def serve_by_name(server: EmbeddedServer, name: str, *arguments: Any, **options: Any) -> Any:
@@ -131,8 +133,9 @@ class Proxy:
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, port = self._there.split(":")
-        there_reader, there = await asyncio.open_connection(host, int(port))
+        there = None
         try:
+            there_reader, there = await asyncio.open_connection(host, int(port))
             while True:
                 request = await _message(reader)
                 gone = asyncio.ensure_future(reader.read(1))  # nothing comes before the answer but the end
@@ -149,11 +152,12 @@ class Proxy:
                     for task in (gone, answer):
                         task.cancel()
                     await asyncio.gather(gone, answer, return_exceptions=True)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # one of the two has gone, or the test is over
         finally:
             writer.close()
-            there.close()
+            if there is not None:
+                there.close()
 
     async def _answer(
         self, request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -245,6 +249,14 @@ def victim() -> None:
     session.close()
 
 
+def refusal(session: Any, endpoint: str, url: str, input: Any) -> str:
+    """How a submission is refused."""
+    try:
+        return f"it was not refused: {session.connect(endpoint, endpoint, provider=url).submit(input)}"
+    except Exception as error:  # whatever it is, the test compares it
+        return f"{type(error).__name__}: {error}"
+
+
 class Victim:
     """A process with a session in it; it has loaded everything when this returns."""
 
@@ -287,14 +299,14 @@ class Victim:
         self.process.stdin.flush()
 
 
-def job(endpoint: str, tag: str, *, words: int = 20, pause: float = 0.02, sync: bool = False) -> dict[str, Any]:
+def job(
+    endpoint: str, tag: str, *, words: int = 20, pause: float = 0.02, sync: bool = False
+) -> dict[str, Any]:
     return {"endpoint": endpoint, "sync": sync, "input": {"tag": tag, "words": words, "pause": pause}}
 
 
 def eventually(condition: Callable[[], Any], what: str, patience: float = 20.0) -> None:
     """Ask every 5 ms, for what tells nobody when it happens."""
-    import time
-
     end = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < end, f"it never came true: {what}"

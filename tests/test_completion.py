@@ -66,7 +66,8 @@ def shell(one_shell: InteractiveShell) -> Iterator[InteractiveShell]:
 @pytest.fixture
 def magics(shell: InteractiveShell) -> Iterator[Recorder]:
     handles = {3: _handle(3, "COMPLETED", "Why are queues fair?"), 17: _handle(17, "IN_PROGRESS", "Hi")}
-    magics = Recorder(shell, SimpleNamespace(names=lambda: ["demo", "llama"], handles=handles))
+    endpoints = SimpleNamespace(names=lambda: ["demo", "llama"])
+    magics = Recorder(shell, SimpleNamespace(endpoints=endpoints, handles=handles))
     shell.register_magics(magics)
     completion.install(shell, magics)
     yield magics
@@ -254,7 +255,7 @@ def test_settings_that_cannot_be_read_offer_nothing(magics: Recorder) -> None:
     def names() -> list[str]:
         raise ConfigurationError("broken")
 
-    session: Any = SimpleNamespace(names=names, handles={})
+    session: Any = SimpleNamespace(endpoints=SimpleNamespace(names=names), handles={})
     assert suggestions.suggest("%endpoint ru", session, {}) == suggestions.Suggestions()
 
 

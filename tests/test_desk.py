@@ -161,7 +161,7 @@ def test_settings_have_their_places_and_a_raw_worker_gets_further_input(desk, se
     ended(desk)
     assert session.handles[1].input == {"prompt": "Hi", "steps": 3, "name": "a b"}
     assert "system" in desk.desk.places("demo")
-    assert session.queue("demo") is None  # looking at its settings serves nothing
+    assert session.endpoints.queue("demo") is None  # looking at its settings serves nothing
 
 
 def test_cancel_stops_the_remote_job_and_shows_that_it_is_confirmed(desk, session):
@@ -170,7 +170,7 @@ def test_cancel_stops_the_remote_job_and_shows_that_it_is_confirmed(desk, sessio
     desk.panel._cancel.click()
     run = ended(desk)
     assert run.status is JobStatus.CANCELLED
-    assert session.queue("held").records[session.handles[1].id].status == "CANCELLED"
+    assert session.endpoints.queue("held").records[session.handles[1].id].status == "CANCELLED"
     assert "cancelled" in desk.panel._state.value
     assert desk.panel._run.disabled is False
 
@@ -222,7 +222,7 @@ def test_an_endpoint_that_is_gone_and_one_without_a_key_are_said_in_one_line(des
     ask(desk, "Hi", endpoint="far", system="Terse.")
     until(lambda: "there is no key" in desk.panel._line.value)
     assert desk.panel._runs == []
-    session.forget("far")
+    session.endpoints.forget("far")
     desk.panel._run.click()
     assert "there is no endpoint &#x27;far&#x27;" in desk.panel._line.value
 

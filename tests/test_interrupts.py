@@ -84,7 +84,7 @@ def test_whenever_stop_is_pressed_no_job_is_lost(notebook, options):  # noqa: F8
         for number, handle in sorted(notebook.session.handles.items())[before:]:
             assert handle.never_submitted or handle.status is JobStatus.CANCELLED, (number, ran.text)
     assert notebook.session.handles  # not every press came too early
-    assert notebook.session.queue("endless").health().jobs["in_progress"] == 0
+    assert notebook.session.endpoints.queue("endless").health().jobs["in_progress"] == 0
 
 
 @pytest.mark.parametrize("moment", ["submit", "show"])

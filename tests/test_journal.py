@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -210,3 +214,70 @@ def test_any_json_comes_back(input, output, chunk) -> None:
         assert journal.chunks(number) == [StreamChunk(chunk, 0)]
     finally:
         journal.close()
+
+
+# ---------------------------------------------------------------------------------- size
+
+LOOKS = {
+    "the last 50 jobs": "session.journal.entries(limit=50)",
+    "their handles": "session.entries(limit=50)",
+    "those that are active": "session.journal.entries(active=True)",
+    "one job": "session.find('@500')",
+    "one by its id": "session.find('job-000500-u1')",
+    "the last one": "session.find('@last')",
+    "a search for a word": "session.journal.search('thing42')",
+    "a search for the one": "session.journal.search('word500 question')",
+    "an answer to a body": "session.journal.answer_to('0' * 64)",
+    "its size": "session.journal.size()",
+    "one more job": "session.journal.add(session.journal.get(1))",
+}
+READ = """
+import json, sys, time
+import psutil
+from notebook_ext.session import Session
+
+def memory():
+    return psutil.Process().memory_info().rss / 1e6
+
+before = memory()
+session = Session(journal=sys.argv[1])
+took, most = {}, before
+for name, look in json.loads(sys.argv[2]).items():
+    started = time.perf_counter()
+    found = eval(look)
+    took[name] = time.perf_counter() - started
+    most = max(most, memory())
+    assert found is not None or name == "an answer to a body", name
+print(json.dumps({"took": took, "megabytes": most - before}))
+"""
+
+
+def test_a_large_journal_is_read_without_holding_it_in_memory(request, tmp_path, capsys) -> None:
+    """With `--full-size`, 10,000 jobs and 1,000,000 chunks; a tenth of it without."""
+    is_full = request.config.getoption("--full-size")
+    path, jobs, streamed = str(tmp_path / "large.db"), 10_000 if is_full else 1_000, 100
+    journal, started = Journal(path), time.perf_counter()
+    for index in range(1, jobs + 1):
+        prompt = {"prompt": f"question {index} about thing{index % 97} and word{index}"}
+        number = journal.add(queued(submitted_at=1e9 + index, input=prompt))
+        job = Job(id=f"job-{index:06}-u1", endpoint="ep", status=JobStatus.IN_PROGRESS)
+        journal.update(number, job)
+        journal.append(number, [StreamChunk(f"token {place} ", place) for place in range(streamed)])
+        if index % 10:
+            done = replace(job, status=JobStatus.COMPLETED, output=[], has_output=True)
+            journal.finish(number, done)
+    took = time.perf_counter() - started
+    megabytes = journal.size() / 1e6
+    journal.close()
+    command = [sys.executable, "-c", READ, path, json.dumps(LOOKS)]
+    read = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    lines = [
+        f"{jobs:,} jobs and {jobs * streamed:,} chunks: {megabytes:.1f} MB, written in {took:.1f} s, "
+        f"{read['megabytes']:.1f} MB of memory",
+        *(f"{name}: {1000 * seconds:.1f} ms" for name, seconds in read["took"].items()),
+    ]
+    print(*lines, sep="\n")
+    if is_full:
+        with capsys.disabled():
+            print("", *lines, sep="\n")
+    assert read["megabytes"] < 40

@@ -86,7 +86,9 @@ class Round:
         self.by_kernel = number % EVERY_NEW_KERNEL == EVERY_NEW_KERNEL - 1
         self.jobs = [self._job(index) for index in range(self.random.randint(3, 6))]
         if self.moment == "POST unanswered" and self.random.random() < 0.5:
-            self.jobs.append(self.jobs[-1])  # the same input twice: which of the two is which, nobody can tell
+            self.jobs.append(
+                self.jobs[-1]
+            )  # the same input twice: which of the two is which, nobody can tell
 
     def _job(self, index: int) -> dict[str, Any]:
         endpoint = self.random.choice(ENDPOINTS)
@@ -124,22 +126,20 @@ class Round:
 
     def account(self, session: Session, served: Served) -> tuple[Counter, list[str]]:
         """What became of each job, and what is wrong with that."""
-        handles = [
-            session.recall(entry) for entry in session.journal.entries() if self.is_ours(entry.input)
-        ]
+        handles = [session.recall(entry) for entry in session.journal.entries() if self.is_ours(entry.input)]
         accepted = self.accepted(served)
         fates = [self._fate(session, handle) for handle in handles]
         count = Counter(name for fate in fates for name in fate)
         known = {handle.id for handle in handles}
         doubtful = [handle.input for handle in handles if handle.status is JobStatus.AMBIGUOUS]
-        for _, job_id, input in accepted:
+        for _, job_id, asked in accepted:
             if job_id not in known:
-                if input in doubtful:
-                    doubtful.remove(input)
+                if asked in doubtful:
+                    doubtful.remove(asked)
                 else:
                     count["missing"] += 1
         planned = Counter(json.dumps(planned["input"]) for planned in self.jobs)
-        taken = Counter(json.dumps(input) for _, _, input in accepted)
+        taken = Counter(json.dumps(asked) for _, _, asked in accepted)
         count["doubled"] = (taken - planned).total()
         count.update(kills=1, jobs=len(handles), accepted=len(accepted))
         wrong = [name for name in count if name not in COLUMNS]

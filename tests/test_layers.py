@@ -41,11 +41,13 @@ OURS = {
     "journal": "entry leases schema values types errors",
     "journal_file": "journal leases errors",
     "loop": "",
-    "handle": "types errors",
+    "run": "types handle@typing",
+    "handle": "run types errors",
     "connection": "types errors client@typing handle@typing providers@typing session@typing",
     "recovery": "following handle types errors client@typing entry@typing journal@typing watcher@typing",
     "watcher": "following handle protocol types errors client@typing connection@typing entry@typing journal@typing",
-    "session": "recovery watcher loop connection handle journal journal_file entry config providers types errors "
+    "directory": "connection config providers errors entry@typing session@typing client@late limits@late server@late",
+    "session": "directory protocol recovery watcher loop connection handle journal journal_file entry config providers types errors "
     "client@late limits@late transport@late server@late",
     "provenance": "keys handle@typing",
     "repeats": "vocabulary errors entry@typing handle@typing session@typing",
@@ -57,37 +59,42 @@ OURS = {
     "vocabulary": "prompts render errors",
     "grammar": "vocabulary prompts errors",
     "cellcode": "grammar vocabulary prompts errors",
-    "requestcode": "protocol providers types errors entry@typing",
+    "requestcode": "connection@typing protocol providers types errors entry@typing",
     "arguments": "grammar@typing connection prompts profiles protocol types errors",
     # What a person sees
     "inert": "",
     "waiting": "types@typing",
-    "render": "inert waiting types",
-    "sparkline": "render@typing types@typing",
+    "render": "inert",
+    "footer": "render types",
+    "tables": "render waiting types@typing",
+    "sparkline": "tables render@typing types@typing",
     "watching": "types errors",
-    "widgets": "render sparkline types",
+    "widgets": "render sparkline tables types",
     "cell": "",
     "display": "render cell types",
     "kernel": "cell types errors",
-    "view": "display handle profiles render waiting errors types widgets@late",
+    "view": "display footer handle profiles render waiting errors types widgets@late",
     "desk": "arguments cellcode config display grammar profiles render view errors handle@typing kernel@typing "
     "session@typing widgets@late",
-    "cells": "provenance display handle kernel profiles render session view types errors widgets@late",
+    "cells": "provenance display footer handle kernel profiles render session view types errors widgets@late",
     "pane": "errors kernel@typing render@typing session@typing widgets@late",
-    "health_pane": "pane watching render sparkline types connection@typing errors@typing kernel@typing session@typing "
+    "health_pane": "pane waiting watching render sparkline types connection@typing errors@typing kernel@typing session@typing "
     "widgets@late",
-    "jobs_pane": "pane watching handle prompts protocol providers render types kernel@typing session@typing widgets@late",
+    "jobs_pane": "pane tables watching handle prompts protocol providers render errors types kernel@typing "
+    "session@typing widgets@late",
     "panels": "desk pane health_pane jobs_pane watching client@typing connection@typing grammar@typing kernel@typing "
     "session@typing",
     # What is taken out of the journal
     "records": "profiles render types entry@typing",
-    "reports": "records render",
+    "reports": "footer records render",
     "exports": "records reports errors",
-    "memory": "exports records requestcode cellcode profiles prompts render errors arguments@typing entry@typing "
+    "memory": "exports records requestcode cellcode profiles prompts tables errors render@typing arguments@typing entry@typing "
     "grammar@typing handle@typing session@typing",
     # The ones that know everyone
-    "verbs": "memory repeats entry panels jobs_pane arguments cell cells config connection grammar handle kernel profiles prompts protocol providers render "
-    "session types errors view vocabulary server@late",
+    "endpoint_verbs": "arguments@typing config errors grammar@typing kernel@typing profiles providers session@typing types "
+    "vocabulary server@late",
+    "verbs": "endpoint_verbs memory repeats requestcode entry panels jobs_pane arguments cell cells config connection grammar "
+    "footer handle kernel profiles prompts render session tables types errors view",
     "suggestions": "completion grammar vocabulary profiles prompts providers errors session@typing",
     # What %load_ext imports at once; the rest comes with the first use
     "completion": "grammar@late suggestions@late vocabulary@late",

@@ -604,7 +604,7 @@ def test_an_expired_job_is_lost_in_its_own_words(notebook):
     notebook.run("%endpoint serve short --handler echo --expire 50ms")
     job = notebook.session.connect("short").submit({"a": 1})
     job.wait(10)
-    queue = notebook.session.queue("short")
+    queue = notebook.session.endpoints.queue("short")
     while queue.records:
         time.sleep(0.01)
     assert (
@@ -648,7 +648,7 @@ def test_a_broken_body_fails_with_its_own_traceback_and_serves_nothing(notebook)
     assert "verbs.py" not in ran.text
     assert "interactiveshell" not in ran.text
     plain = notebook.try_("pass\ndef handler(job)").text
-    assert "up" not in notebook.session.names()
+    assert "up" not in notebook.session.endpoints.names()
     ran = notebook.try_("%%endpoint serve up\ndef handler(job)")
     assert not ran.success
     assert re.sub(r"In\[\d+\]", "", ran.text) == re.sub(r"In\[\d+\]", "", plain)
@@ -674,7 +674,7 @@ def test_what_a_handler_prints_is_not_in_the_cell(notebook):
     assert "PRINTED" not in text
     assert "returned" in text
     assert text.rstrip().endswith("mine")
-    assert notebook.session.queue("talk").records[notebook.names["job"].id].log.text == "PRINTED\n"
+    assert notebook.session.endpoints.queue("talk").records[notebook.names["job"].id].log.text == "PRINTED\n"
 
 
 def test_an_endpoint_is_served_no_longer(echo):

@@ -19,7 +19,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
-from notebook_ext import JobHandle, render
+from notebook_ext import JobHandle, tables
 from notebook_ext.connection import Submission
 from notebook_ext.records import COLUMNS
 from notebook_ext.session import Session, default_session
@@ -221,11 +221,11 @@ def test_the_table_of_a_notebook_is_escaped(notebook):
 
 
 def test_excerpts_stand_in_one_line():
-    row = render.JobRow(
+    row = tables.JobRow(
         number=1, endpoint="e", job_id="i", status=JobStatus.COMPLETED, prompt="p", submitted_at=0.0, queue=None,
         run=None,
     )  # fmt: skip
-    bundle = render.history([row], ["a\nb\tc " + "x" * 500])
+    bundle = tables.history([row], ["a\nb\tc " + "x" * 500])
     assert "a b c xxx" in bundle["text/plain"].splitlines()[1]
     assert len(bundle["text/plain"].splitlines()) == 2
     assert "xxx…" in bundle["text/plain"]
@@ -315,7 +315,7 @@ def test_code_is_a_program_or_a_command(notebook, monkeypatch, tmp_path):
     for run in ([sys.executable, "-c", program], ["sh", "-c", command]):
         ran = subprocess.run(run, capture_output=True, text=True, timeout=60)
         assert ran.returncode == 0, ran.stderr
-    first, second, third = (record.request for record in notebook.session.queue("echo").records.values())
+    first, second, third = (record.request for record in notebook.session.endpoints.queue("echo").records.values())
     assert first == second == third
     assert first.policy.execution_timeout == 90
 

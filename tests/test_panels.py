@@ -77,6 +77,12 @@ class Page:
     def text(self, at: int = -1) -> str:
         return " ".join(_text(self.root(at)).split())
 
+    def row(self, number: int) -> list[str]:
+        """The cells of a job's row, but for when it was sent."""
+        texts, times = (_rows(child.value) for child in self.root().children[2].children[:2])
+        at = next(at for at, cells in enumerate(texts) if cells[0] == f"@{number}")
+        return [*texts[at][:4], *times[at]]
+
     def has(self, label: str) -> bool:
         return any(self._labelled(label))
 
@@ -90,6 +96,11 @@ class Page:
 def _text(widget: Any) -> str:
     own = re.sub(r"<style>.*?</style>|<[^>]*>", " ", getattr(widget, "value", ""), flags=re.DOTALL)
     return " ".join([own, *map(_text, getattr(widget, "children", ()))])
+
+
+def _rows(value: str) -> list[list[str]]:
+    rows = re.findall(r'<div class="nbx-row[^>]*>(.*?)</div>', value)
+    return [[re.sub("<[^>]*>", "", cell) for cell in re.split("(?<=</span>)(?=<span)", row)] for row in rows]
 
 
 def _buttons(widget: Any) -> list[Any]:
@@ -174,7 +185,7 @@ def test_counters_are_watched_and_saved_when_watching_ends(panels, page, elsewhe
     page.button("Stop watching").click()
     until(lambda: page.cells[0].is_static)
     text = page.cells[0].bundle["text/plain"]
-    assert re.search(r"in queue +12  ▁.*█+ +3 to 12", text)
+    assert re.search(r"in queue +12  ▃+█+ +3 to 12", text)
     assert text.endswith("; stopped")
     asked = server.count("health")
     time.sleep(0.1)
@@ -369,7 +380,6 @@ def test_a_job_is_cancelled_by_its_row_and_confirmed(panels, page, session):
     panels.jobs(result, cell=(None, 1))
     until(lambda: "running" in page.text())
     page.button("Cancel").click()
-    assert handle.output is not None
     until(lambda: "@1 CANCELLED" in page.text())
     assert handle.status is JobStatus.CANCELLED
     until(lambda: re.search(r"@1 +held +cancelled", page.text()))
@@ -460,11 +470,11 @@ def test_pages_stay_where_they_were_turned_to_and_follow_the_newest(panels, page
         echo.submit({})
     panels.jobs(result, cell=(None, 1))
     until(lambda: "31 to 45 of 45" in page.text())
-    page.button("Older").click()
+    page.button("Previous").click()
     until(lambda: "11 to 30 of 45" in page.text())
     echo.submit({})
     until(lambda: "11 to 30 of 46" in page.text())
-    page.button("Newer").click()
+    page.button("Next").click()
     until(lambda: "31 to 46 of 46" in page.text())
     for _ in range(5):
         echo.submit({})
@@ -485,11 +495,10 @@ def test_time_in_the_queue_is_not_told_as_time_of_running(panels, page, session)
     for prompt in ("first", "second"):
         connection.submit({"prompt": prompt})
     panels.jobs(result, cell=(None, 1))
-    until(lambda: re.search(r"@2 +words +queued +second +[\d:]+ +1\.0 s", page.text()))
+    until(lambda: page.row(2) == ["@2", "words", "queued", "second", "1.0 s", ""])
     go.set()
-    times = r"@2 +words +running +second +[\d:]+ +([\d.]+) s +([\d.]+) s"
-    until(lambda: re.search(times, page.text()))
-    queue, run = map(float, re.search(times, page.text()).groups())
+    until(lambda: page.row(2)[2] == "running")
+    queue, run = (float(time.removesuffix(" s")) for time in page.row(2)[4:])
     assert run < 1.0 <= queue
 
 

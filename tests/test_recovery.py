@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import signal
 import threading
 import time
+from concurrent.futures import CancelledError
 
 import pytest
 from killing import MISSING, TOKEN, Victim, eventually, job, proxy, server, words
+from rude import answer, script
 from test_session import QUEUED, elsewhere, rows  # noqa: F401 - a fixture
 
 from notebook_ext.errors import EndpointError, JobFailed, JobLost
 from notebook_ext.recovery import UNKNOWN_FOR
 from notebook_ext.session import Session
 from notebook_ext.types import JobStatus
-from rude import script
+
+FOUND = "the answer to its submission was lost; it was found again by its input"
 
 
 @pytest.fixture(autouse=True)
@@ -153,16 +155,13 @@ def test_only_one_of_many_takes_a_job_over(sessions, path, served, victim) -> No
     first.wait_for_submissions(len(plan))
     first.kill()
     several, found = [sessions() for _ in range(4)], []
-    threads = [
-        threading.Thread(target=lambda it=it: found.extend(it.recover().handles)) for it in several
-    ]
+    threads = [threading.Thread(target=lambda it=it: found.extend(it.recover().handles)) for it in several]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert sorted(handle.number for handle in found) == list(range(1, 7))
-    for handle in found:
-        handle.wait(20)
+    eventually(lambda: all(handle.done for handle in found), "all have ended")
     accepted = [row for row in served.accepted() if row[2]["tag"].startswith("many.")]
     for handle in found:
         was_accepted = any(row[2] == handle.input for row in accepted)
@@ -196,7 +195,7 @@ def test_a_job_without_an_id_is_looked_for_when_its_session_is_gone(
     way.hold = None
     first.kill()
     assert handle.output(20) == text(planned)
-    assert handle.notes == ["the answer to its submission was lost; it was found again by its input"]
+    assert handle.notes == [FOUND]
     assert [row[1] for row in served.accepted() if row[2] == planned["input"]] == [handle.id]
 
 
@@ -261,7 +260,8 @@ def test_the_text_goes_on_live_after_a_restart(sessions, served) -> None:
 
 
 def test_an_answer_that_was_not_waited_for_is_a_gap_also_for_the_next_but_one(
-    sessions, elsewhere  # noqa: F811
+    sessions,
+    elsewhere,  # noqa: F811
 ) -> None:
     """A job whose server is silent is left with an answer outstanding; each later session knows that."""
     polls, release = [], threading.Event()
@@ -315,7 +315,9 @@ def test_a_job_that_is_still_queued_when_it_is_taken_over_has_no_gap(sessions, e
     assert (handle.output(10), handle.notes) == ("ab", [])
 
 
-def test_what_cannot_be_found_is_told_with_what_each_choice_costs(sessions, path, served, way, victim) -> None:
+def test_what_cannot_be_found_is_told_with_what_each_choice_costs(
+    sessions, path, served, way, victim
+) -> None:
     planned = job("stream", "twin", words=3)
     way.hold = "answer"
     first = victim()
@@ -371,7 +373,12 @@ def test_a_session_that_dies_in_a_retry_leaves_a_job_that_may_run(sessions, else
     handle = first.connect("ep", "ep", provider=there.url).submit({})
     with pytest.raises(JobFailed):
         handle.output(5)
-    thread = threading.Thread(target=lambda: pytest.raises(EndpointError, handle.retry))
+
+    def try_again() -> None:
+        with pytest.raises(CancelledError):
+            handle.retry()
+
+    thread = threading.Thread(target=try_again)
     thread.start()
     assert asked.wait(5)
     first.close()
@@ -382,8 +389,6 @@ def test_a_session_that_dies_in_a_retry_leaves_a_job_that_may_run(sessions, else
 
 def test_a_retry_that_is_refused_leaves_the_journal_as_it_was(sessions, elsewhere) -> None:  # noqa: F811
     failed = {"id": "job-1", "status": "FAILED", "error": "no luck"}
-    from rude import answer
-
     there = elsewhere(
         script(run=QUEUED, retry=answer({"error": "no"}, 400), status=failed, health={},
                stream=rows("first", status="FAILED"))
@@ -419,8 +424,6 @@ def test_a_forked_child_that_ends_leaves_its_parents_jobs_alone(sessions, served
     assert other.journal.get(1).owner == session.journal.owner
     assert other.recover().handles == []
     assert (handle.output(20), handle.notes) == (text(planned), [])
-    assert os.kill(os.getpid(), 0) is None
-    assert signal.getsignal(signal.SIGINT) is not None
 
 
 # ---------------------------------------------------------------------------------- the network is cut
@@ -433,20 +436,18 @@ def test_an_answer_that_is_cut_at_any_byte_is_ambiguous_or_found_and_sent_once(
     session = sessions()
     whole = job("echo", f"whole-{sync}", words=1, sync=sync)
     assert submit(session, way.url, whole).output(20) == text(whole)
-    length = way.length
-    assert length > 100
+    assert way.length > 100
     handles = []
-    for cut in range(length + 1):
+    for cut in range(way.length + 10):  # times in it have more or fewer digits
         way.cut, way.posts = cut, 0
         planned = job("echo", f"cut-{sync}-{cut}", words=1, sync=sync)
         handle = submit(session, way.url, planned)
         eventually(lambda handle=handle: handle.done, f"it has ended, cut after {cut} bytes")
         assert way.posts == 1, cut
-        handles.append((cut, planned, handle))
+        handles.append((cut, planned, handle, cut >= way.length))
     way.cut = None
     accepted = [row[2]["tag"] for row in served.accepted()]
-    for cut, planned, handle in handles:
+    for cut, planned, handle, is_whole in handles:
         assert accepted.count(planned["input"]["tag"]) == 1
         assert handle.output(1) == text(planned), cut
-        is_found = "the answer to its submission was lost; it was found again by its input" in handle.notes
-        assert is_found == (cut < length), cut
+        assert (FOUND in handle.notes) != is_whole, cut

@@ -15,9 +15,7 @@ from PIL import Image
 from xss_payloads import PAYLOADS
 
 from notebook_ext import render
-from notebook_ext.errors import JobFailed
-from notebook_ext.render import Facts, JobRow, duration, inert, outputs
-from notebook_ext.types import Counts, Health, Job, JobStatus, WorkerError
+from notebook_ext.render import duration, inert, outputs
 
 PARSER = MarkdownIt("commonmark", {"html": True}).enable("table").enable("strikethrough")
 PARSER.validateLink = lambda url: True  # it must not do our work for us
@@ -318,102 +316,3 @@ def test_table_cells_are_literal_and_rows_are_counted():
 )
 def test_durations(seconds, words):
     assert duration(seconds) == words
-
-
-def test_footer():
-    facts = Facts(
-        number=17,
-        endpoint="demo",
-        status=JobStatus.COMPLETED,
-        queue=0.8,
-        run=3.4,
-        first_token=0.4,
-        chunks_per_second=41.2,
-        cost=0.0011,
-        notes=("retried <once>",),
-    )
-    assert render.footer(facts) == (
-        "@17 · demo · COMPLETED · 0.8 s queue · 3.4 s run · first token 0.4 s · 41 chunks/s · >= $0.0011 · retried <once>"
-    )
-    assert "retried &lt;once&gt;" in render.footer_bundle(facts)["text/html"]
-    assert render.footer(Facts(endpoint="demo", status=JobStatus("ODD"))) == "demo · ODD"
-
-
-def test_health_shows_counters_as_they_come():
-    bundle = render.health(Health(jobs=Counts(in_queue=2), workers=Counts({"<odd>": 3})), "demo")
-    assert "2 in queue" in bundle["text/plain"]
-    assert "3 &lt;odd&gt;" in bundle["text/html"]
-
-
-def test_health_says_why_jobs_wait_where_some_do():
-    idle, cold = Counts(idle=0), Counts(initializing=1)
-    waiting = render.health(Health(jobs=Counts(in_queue=2), workers=cold), "demo")["text/plain"]
-    assert waiting.endswith("\n2 in the queue: 1 worker initializing")
-    assert "initializing" not in render.health(Health(workers=idle), "demo")["text/plain"]
-
-
-def test_jobs():
-    row = JobRow(
-        number=1,
-        endpoint="demo",
-        job_id="a<b>",
-        status=JobStatus.FAILED,
-        prompt="word " * 40,
-        submitted_at=0.0,
-        queue=None,
-        run=1.0,
-    )
-    bundle = render.jobs([row, row])
-    assert "a&lt;b&gt;" in bundle["text/html"]
-    assert "<b>" not in bundle["text/html"]
-    header, first, second = bundle["text/plain"].splitlines()
-    assert header.index("status") == first.index("FAILED")
-    assert first == second
-    assert "word wo…" in first
-    assert render.jobs([])["text/plain"] == "No jobs."
-
-
-def test_a_table_of_jobs_is_short_about_ids_and_times():
-    def row(submitted_at):
-        return JobRow(
-            number=1,
-            endpoint="demo",
-            job_id="466fd8ae-5275-4b1a-92d6-f3bd0898d380-u1",
-            status=JobStatus.COMPLETED,
-            prompt="",
-            submitted_at=submitted_at,
-            queue=None,
-            run=2.3,
-        )
-
-    now = time.time()
-    table = render.jobs([row(now), row(0.0)])
-    today, long_ago = table["text/plain"].splitlines()[1:]
-    assert time.strftime(" %H:%M:%S ", time.localtime(now)) in today
-    assert time.strftime(" %Y-%m-%d %H:%M ", time.localtime(0.0)) in long_ago
-    assert " 466fd8ae " in today
-    assert 'white-space:nowrap">2.3 s</td>' in table["text/html"]
-
-
-def test_a_failed_job_tells_what_its_worker_said():
-    failure = WorkerError("no <gpu>", type="RuntimeError", traceback="Traceback\n  line 1\n", worker_id="w1")
-    job = Job(id="j1", endpoint="demo", status=JobStatus.FAILED, error=failure, delay_time=0.5)
-    bundle = render.job(job, 3)
-    assert bundle["text/plain"] == (
-        "@3 · demo · FAILED · 0.5 s queue · j1\nTraceback\n  line 1\nRuntimeError: no <gpu> (worker w1)"
-    )
-    assert "no &lt;gpu&gt;" in bundle["text/html"]
-    shown = render.error(JobFailed("It <failed>.", job))
-    assert shown["text/plain"] == "JobFailed: It <failed>."
-    assert "It &lt;failed&gt;." in shown["text/html"]
-
-
-def test_completed_without_output_says_so():
-    assert render.NO_OUTPUT in render.job(Job(id="j", endpoint="d", status=JobStatus.COMPLETED))["text/plain"]
-    assert "10 MB run / 20 MB runsync" in render.no_output()["text/plain"]
-    assert (
-        render.NO_OUTPUT
-        not in render.job(Job(id="j", endpoint="d", status=JobStatus.COMPLETED, output=0, has_output=True))[
-            "text/plain"
-        ]
-    )

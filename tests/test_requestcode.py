@@ -68,7 +68,7 @@ def submitted(session: Session, endpoint: str = "echo", **submission) -> Entry:
 
 
 def requests(session: Session, endpoint: str = "echo") -> list[JobRequest]:
-    return [record.request for record in session.queue(endpoint).records.values()]
+    return [record.request for record in session.endpoints.queue(endpoint).records.values()]
 
 
 # ---------------------------------------------------------------------------------- run for real
@@ -83,7 +83,7 @@ def test_the_python_program_makes_the_same_request(session, shell, sync):
     assert json.loads(ran.stdout) == AWKWARD
     first, second = requests(session)
     assert second == first
-    ids = session.queue("echo").records
+    ids = session.endpoints.queue("echo").records
     assert [name.startswith("sync-") for name in ids] == [sync, sync]
 
 

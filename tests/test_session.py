@@ -542,7 +542,7 @@ def test_a_job_is_cancelled_where_it_was_submitted(session, elsewhere) -> None:
     handle = at(session, first).submit({})
     eventually(lambda: handle.id)
     at(session, second)
-    session.forget("ep")
+    session.endpoints.forget("ep")
     assert handle.cancel().confirmed
     assert first.count("cancel") == 1
     assert not second.asked
@@ -753,7 +753,7 @@ def test_references_to_jobs(session) -> None:
     handles = [connection.submit(number) for number in range(3)]
     for handle in handles:
         handle.wait(5)
-    session.use("demo")
+    session.endpoints.use("demo")
     assert session.find("@last") is handles[2]
     assert session.find("@2") is handles[1]
     assert session.find(handles[0].id) is handles[0]
@@ -816,21 +816,21 @@ def test_a_look_after_the_expiry_does_not_undo_what_was_seen(session, elsewhere,
 def test_names_and_near_ones(session) -> None:
     session.serve("llama", "echo")
     session.connect("flux", "abc123", provider="runpod", rate=0.5)
-    assert session.names() == ["demo", "flux", "llama"]
+    assert session.endpoints.names() == ["demo", "flux", "llama"]
     with pytest.raises(ConfigurationError, match="there is no endpoint 'lama'; did you mean 'llama'"):
         session.connect("lama")
     with pytest.raises(ConfigurationError, match="known are demo, flux, llama"):
         session.connect("zzz")
     with pytest.raises(ConfigurationError, match="did you mean 'runpod'"):
         session.connect("x", "abc", provider="runpood")
-    assert session.default_name() == "demo"
-    session.use("llama")
-    assert session.default_name() == "llama"
-    session.forget("llama")
-    assert session.default_name() == "demo"
-    assert session.names() == ["demo", "flux"]
-    assert session.describe("flux") == "abc123 at runpod, this session only"
-    assert "no account" in session.describe("demo")
+    assert session.endpoints.default_name() == "demo"
+    session.endpoints.use("llama")
+    assert session.endpoints.default_name() == "llama"
+    session.endpoints.forget("llama")
+    assert session.endpoints.default_name() == "demo"
+    assert session.endpoints.names() == ["demo", "flux"]
+    assert session.endpoints.describe("flux") == "abc123 at runpod, this session only"
+    assert "no account" in session.endpoints.describe("demo")
     assert repr(session.connect("flux")) == "<Connection flux: abc123 at runpod>"
 
 
@@ -841,16 +841,16 @@ def test_saved_names_are_found_and_become_the_default(elsewhere, monkeypatch) ->
     monkeypatch.setenv("MY_OWN_KEY", "the-key-of-mine-alone")
     session = Session(config=config)
     try:
-        assert session.names() == ["demo", "mine"]
-        assert session.describe("mine") == f"ep at {server.url}, profile raw"
+        assert session.endpoints.names() == ["demo", "mine"]
+        assert session.endpoints.describe("mine") == f"ep at {server.url}, profile raw"
         connection = session.connect("mine")
         assert connection.rate == 0.5
         connection.health()
         assert server.asked[0].headers["authorization"] == "Bearer the-key-of-mine-alone"
-        session.use("mine")
+        session.endpoints.use("mine")
         assert Config().default == "mine"  # another kernel's too
-        session.forget("mine")
-        assert "mine" in session.names()
+        session.endpoints.forget("mine")
+        assert "mine" in session.endpoints.names()
         assert session.connect("mine") is not connection
     finally:
         session.close()
@@ -909,8 +909,8 @@ def test_one_port_serves_everything(session) -> None:
     assert first.provider.base_url == second.provider.base_url
     with pytest.raises(ConfigurationError, match="already serves at"):
         session.serve("c", "echo", port=1)
-    assert session.queue("a").name == "a"
-    assert session.queue("zzz") is None
+    assert session.endpoints.queue("a").name == "a"
+    assert session.endpoints.queue("zzz") is None
     with pytest.raises(EndpointError):
         session.serve("d", "no such built-in")
 

@@ -20,14 +20,15 @@ VALUES = st.lists(st.none() | st.integers(0, 10**9))
     [
         ([], ""),
         ([0], "▁"),
-        ([3, 3, 3], "▁▁▁"),
+        ([0, 0], "▁▁"),
+        ([3, 3, 3], "███"),
         ([0, 1, 2, 3, 4, 5, 6, 7], "▁▂▃▄▅▆▇█"),
-        ([1000, 1007], "▁█"),
+        ([500, 1000], "▅█"),
         ([7, None, 0], "█ ▁"),
         ([None, None], "  "),
     ],
 )
-def test_bars_go_from_the_lowest_to_the_highest(values, line):
+def test_bars_go_from_zero_to_the_highest(values, line):
     assert sparkline.bars(values) == line
 
 
@@ -56,6 +57,25 @@ def test_a_curve_is_a_picture_that_stays_inside_its_frame(values):
     assert picture.attrib["aria-label"] == sparkline.span(values)
 
 
+def heights(values) -> set[float]:
+    (line,) = ET.fromstring(sparkline.curve(values, height=22)).findall("polyline")
+    return {float(point.split(",")[1]) for point in line.attrib["points"].split()}
+
+
+def test_what_is_always_three_does_not_look_like_what_is_always_zero():
+    assert heights([3, 3, 3]) == {2.0}
+    assert heights([0, 0, 0]) == {20.0}
+
+
+def test_what_stays_as_it_is_has_the_same_curve_however_long_it_is():
+    assert sparkline.curve([3] * 200) == sparkline.curve([3, 3])
+
+
+def test_a_curve_has_its_corners_and_no_more():
+    (line,) = ET.fromstring(sparkline.curve([0, 0, 0, 4, 4, 4], width=100, height=20)).findall("polyline")
+    assert line.attrib["points"] == "0.0,18.0 40.0,18.0 60.0,2.0 100.0,2.0"
+
+
 def test_a_curve_is_broken_where_nothing_was_told():
     assert sparkline.curve([1, 2, 3]).count("<polyline") == 1
     assert sparkline.curve([1, None, 3, 4]).count("<polyline") == 2
@@ -78,7 +98,7 @@ def test_what_is_saved_has_every_counter_with_its_line():
     assert bundle["text/plain"].splitlines() == [
         "demo",
         "jobs     in queue  4  ▁█  0 to 4",
-        "jobs     odd one   1   ▁  always 1",
+        "jobs     odd one   1   █  always 1",
         "workers  idle      0  ▁▁  always 0",
         "watched for a while",
     ]

@@ -9,7 +9,7 @@ import pytest
 from notebook_ext import profiles
 from notebook_ext.errors import AnswerLost, JobFailed
 from notebook_ext.handle import Ended, JobHandle, Queued
-from notebook_ext.types import Counts, Health, Job, JobStatus
+from notebook_ext.types import Counts, Health, Job, JobStatus, StreamChunk
 from notebook_ext.view import NEWS, TICK, JobView, facts
 
 COLD = Queued(Health(workers=Counts(initializing=1)), (48.0, 50.0))
@@ -50,7 +50,7 @@ def snapshot(status: str, **told) -> Job:
     return Job(id=told.pop("id", "j1"), endpoint="demo", status=JobStatus(status), **told)
 
 
-def job(status: str = "IN_QUEUE", **told) -> Waiting:
+def job(status: str = "IN_QUEUE", *, has_retry: bool = True, **told) -> Waiting:
     return Waiting(
         Owner(),
         number=17,
@@ -59,6 +59,7 @@ def job(status: str = "IN_QUEUE", **told) -> Waiting:
         input={},
         submitted_at=0.0,
         job=snapshot(status, **told),
+        has_retry=has_retry,
     )
 
 
@@ -126,13 +127,27 @@ def test_times_tick_twice_a_second_until_the_end():
 def test_a_run_does_not_count_the_time_in_the_queue():
     handle, strip = job(), Strip()
     view = view_of(handle, strip)
+    handle.subscribe(view)
+    handle.saw(handle.job)
+    handle.saw(snapshot("IN_PROGRESS"))
+    handle.elapsed = 7.0
+    handle.saw(StreamChunk("a", 0))
     view(handle.job)
-    handle.job, handle.elapsed = snapshot("IN_PROGRESS"), 7.0
-    view(handle.job)
-    assert (strip.views[-1].queue, strip.views[-1].run) == (5.0, 2.0)
-    handle.job = snapshot("IN_PROGRESS", delay_time=4.0)
-    view(handle.job)
-    assert (strip.views[-1].queue, strip.views[-1].run) == (4.0, 3.0)
+    told = strip.views[-1]
+    assert (told.queue, told.run, told.first_token) == (5.0, 2.0, 2.0)
+    handle.saw(snapshot("IN_PROGRESS", delay_time=4.0))
+    told = strip.views[-1]
+    assert (told.queue, told.run, told.first_token) == (4.0, 3.0, 3.0)
+
+
+def test_a_job_that_is_being_stopped_by_whatever_way_says_so_until_that_is_known():
+    handle, strip = job("IN_PROGRESS"), Strip()
+    handle.subscribe(view_of(handle, strip))
+    with handle.stopping():
+        with handle.stopping():
+            assert strip.views[-1].is_cancelling
+        assert strip.views[-1].is_cancelling
+    assert not strip.views[-1].is_cancelling
 
 
 # ------------------------------------------------------------------ what can be done next
@@ -159,6 +174,13 @@ def test_a_footer_says_what_can_be_done_next(handle, ended, next_step):
     if ended is not None:
         handle.saw(ended)
     assert facts(handle, None).notes == ((next_step,) if next_step else ())
+
+
+def test_a_job_whose_provider_has_no_retry_has_no_such_hint():
+    handle = job("FAILED", has_retry=False)
+    handle.saw(Ended(JobFailed("it failed", handle.job)))
+    assert not handle.can_retry
+    assert facts(handle, None).notes == ()
 
 
 def test_a_failed_job_ends_with_a_line_to_copy():

@@ -10,7 +10,7 @@ from ipywidgets.widgets import widget as registry
 
 from notebook_ext.types import Counts, Health
 from notebook_ext.widgets import panel as panels
-from notebook_ext.widgets.health import HealthPanel, HealthView
+from notebook_ext.widgets.health import SLOTS, HealthPanel, HealthView
 
 HEALTH = Health(jobs=Counts(completed=3, in_queue=12, odd_one=1), workers=Counts(idle=0, throttled=2))
 SERIES = {("jobs", "in_queue"): [0, 5, 12]}
@@ -46,6 +46,19 @@ def words(widget) -> str:
     return " ".join(re.sub(r"<[^>]*>", " ", widget.value).split())
 
 
+def markup(panel) -> str:
+    """All that is shown of the counters."""
+
+    def shown(widget) -> str:
+        return "".join([getattr(widget, "value", ""), *map(shown, getattr(widget, "children", ()))])
+
+    return shown(panel._tiles.root)
+
+
+def tiles(panel) -> str:
+    return " ".join(re.sub(r"<[^>]*>", " ", markup(panel)).split())
+
+
 def button(panel, label):
     return next(widget for widget in panel.buttons if getattr(widget, "description", "").startswith(label))
 
@@ -56,44 +69,56 @@ def is_there(widget) -> bool:
 
 def test_before_the_first_answer_it_says_that_it_asks(panel):
     assert words(panel._head) == "demo … · asking…"
-    assert words(panel._tiles) == ""
+    assert tiles(panel) == ""
 
 
 def test_every_counter_is_shown_also_one_that_nobody_knows(panel):
     panel.update(HealthView(HEALTH, SERIES, note="12:00:00 · every 5 s"))
     assert words(panel._head) == "demo live · 12:00:00 · every 5 s"
-    assert words(panel._tiles) == "jobs completed 3 in queue 12 odd one 1 workers idle 0 throttled 2"
-    assert panel._tiles.value.count("<svg") == 5
-    assert 'title="in queue: 0 to 12 while watched"' in panel._tiles.value
-    assert 'class="nbx-warn"><svg' in panel._tiles.value
+    assert tiles(panel) == "jobs in queue 12 completed 3 odd one 1 workers idle 0 throttled 2"
+    assert markup(panel).count("<svg") == 5
+    assert 'title="in queue: 0 to 12 while watched"' in markup(panel)
+    assert 'class="nbx-warn"><svg' in markup(panel)
 
 
 def test_counters_that_are_old_are_marked_and_stay(panel):
     panel.update(HealthView(HEALTH, SERIES, stale="last answer at 12:00:00: it cannot be reached"))
     assert words(panel._head) == "demo stale · last answer at 12:00:00: it cannot be reached"
-    assert "in queue 12" in words(panel._tiles)
+    assert "in queue 12" in tiles(panel)
     panel.update(HealthView(HEALTH, SERIES, note="back"))
     assert words(panel._head) == "demo live · back"
 
 
 def test_it_says_why_jobs_wait(panel):
     panel.update(HealthView(HEALTH, SERIES, reason="12 in the queue: hosts are full"))
-    assert words(panel._tiles).endswith("12 in the queue: hosts are full")
+    assert tiles(panel).endswith("12 in the queue: hosts are full")
 
 
 def test_groups_that_are_not_told_are_said_to_be(panel):
     panel.update(HealthView(Health()))
-    assert words(panel._tiles) == "jobs not told workers not told"
+    assert tiles(panel) == "jobs · not told workers · not told"
 
 
 def test_what_has_not_changed_is_not_sent_again(panel):
     view = HealthView(HEALTH, SERIES, note="x")
     panel.update(view)
-    seen = []
-    panel._head.observe(seen.append, "value")
-    panel._tiles.observe(seen.append, "value")
+    sent = []
+    for widget in (panel._head, *panel._tiles.widgets):
+        widget.observe(lambda change: sent.append(change["owner"]))
     panel.update(view)
-    assert seen == []
+    assert sent == []
+    panel.update(HealthView(HEALTH, {**SERIES, ("jobs", "completed"): [1, 2, 3]}, note="x"))
+    assert [words(widget) for widget in sent] == ["completed 3"]
+
+
+def test_counters_without_end_take_no_more_widgets(panel):
+    before = set(registry._instances)
+    names = [f"counter{at}" for at in range(3 * SLOTS)]
+    panel.update(HealthView(Health(jobs=Counts({name: 1 for name in names}))))
+    assert set(registry._instances) == before
+    assert all(name in tiles(panel) for name in names)
+    panel.update(HealthView(HEALTH))
+    assert tiles(panel) == "jobs in queue 12 completed 3 odd one 1 workers idle 0 throttled 2"
 
 
 def test_text_from_elsewhere_is_escaped(watch):
@@ -102,7 +127,7 @@ def test_text_from_elsewhere_is_escaped(watch):
     health = Health(jobs=Counts({bad: 1}))
     panel.update(HealthView(health, {("jobs", bad): [1]}, reason=bad, note=bad))
     panel.say(bad)
-    assert "<img" not in panel._head.value + panel._tiles.value + panel._message.widget.value
+    assert "<img" not in panel._head.value + markup(panel) + panel._message.widget.value
     panel.update(HealthView(health, stale=bad))
     assert "<img" not in panel._head.value
     panel.close()
@@ -218,5 +243,5 @@ def test_the_bundle_has_words_for_those_who_see_no_widgets(panel):
 def test_it_can_be_updated_and_closed_off_the_main_thread(panel):
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         pool.submit(panel.update, HealthView(HEALTH)).result()
-        assert "in queue 12" in words(panel._tiles)
+        assert "in queue 12" in tiles(panel)
         pool.submit(panel.close).result()

@@ -72,7 +72,15 @@ def buttons(panel, row) -> dict[str, bool]:
 
 
 def rows(panel) -> list[str]:
-    return [words(child.children[0]) for child in panel._table.children]
+    """What stands in each row, headings too."""
+    lines = zip(
+        *(re.findall(r'<div class="nbx-row.*?</div>', widget.value) for widget in texts(panel)), strict=True
+    )
+    return [" ".join(re.sub(r"<[^>]*>", " ", "".join(line)).split()) for line in lines][1:]
+
+
+def texts(panel) -> tuple:
+    return panel._texts, panel._times
 
 
 def click(panel, row, label):
@@ -87,7 +95,7 @@ def test_without_jobs_it_says_so(panel):
 
 def test_a_row_tells_a_job(panel):
     panel.update(view(RUNNING, FAILED, DONE, active=1, summary="1 running · 1 failed · 1 completed"))
-    assert words(panel._head).startswith("Jobs · 1 running · 1 failed · 1 completed")
+    assert words(panel._head) == "Jobs · 1 running · 1 failed · 1 completed"
     assert rows(panel) == [
         "@1 demo running Write a haiku 12:00:00 0.5 s 3.0 s",
         "@2 demo failed Fail, please 12:00:01 0.1 s 0.2 s",
@@ -144,18 +152,32 @@ def test_a_click_on_cancel_is_never_a_retry(panel, board, clock):
     assert board.asked == [("retry", 1)]
 
 
-def test_only_rows_that_changed_are_sent(panel):
+def test_time_that_goes_on_is_one_small_message_however_many_rows_there_are(panel):
     panel.update(view(*many(PAGE)))
     sent = []
-    for row in panel._rows:
-        for widget in (row.root, *row.widgets):
-            widget.observe(lambda change: sent.append(change["name"]))
+    for widget in panel._parts:
+        widget.observe(lambda change: sent.append((change["owner"], change["name"])))
     panel.update(view(*many(PAGE)))
     assert sent == []
-    lines = many(PAGE)
-    lines[3] = dataclasses.replace(lines[3], run=4.0)
-    panel.update(view(*lines))
-    assert sent == ["value"]
+    panel.update(view(*(dataclasses.replace(line, run=4.0) for line in many(PAGE))))
+    assert sent == [(panel._times, "value")]
+    assert len(panel._times.value) < 100 * PAGE
+
+
+def test_jobs_from_earlier_stand_below_a_heading(panel):
+    earlier = dataclasses.replace(DONE, is_earlier=True)
+    panel.update(view(RUNNING, earlier, dataclasses.replace(earlier, number=2)))
+    assert [line[:12] for line in rows(panel)] == [
+        "@1 demo runn",
+        "from earlier",
+        "@3 demo comp",
+        "@2 demo comp",
+    ]
+    marked = [row for row in panel._rows if "nbx-first" in row.root._dom_classes]
+    assert marked == [panel._rows[1]]
+    panel.update(view(RUNNING, DONE))
+    assert [line[:2] for line in rows(panel)] == ["@1", "@3"]
+    assert not any("nbx-first" in row.root._dom_classes for row in panel._rows)
 
 
 def test_there_are_as_many_models_for_ten_thousand_jobs_as_for_ten(board):
@@ -177,11 +199,11 @@ def test_pages_are_turned(panel, board):
     panel.update(view(*many(PAGE, 20), first=20, total=50))
     assert panel._pager in panel.root.children
     assert words(panel._place) == "21 to 40 of 50"
-    panel._older.click()
-    panel._newer.click()
+    panel._before.click()
+    panel._after.click()
     assert board.asked == [("turn", -1), ("turn", 1)]
     panel.update(view(*many(PAGE, 30), first=30, total=50))
-    panel._newer.click()
+    panel._after.click()
     assert board.asked == [("turn", -1), ("turn", 1)]
 
 
@@ -211,6 +233,7 @@ def test_the_row_whose_result_is_shown_is_marked(panel):
     panel.update(view(DONE))
     panel.update(view(dataclasses.replace(DONE, is_shown=True)))
     assert "nbx-shown" in panel._rows[0].root._dom_classes
+    assert all("nbx-row nbx-shown" in widget.value for widget in texts(panel))
     panel.update(view(DONE))
     assert "nbx-shown" not in panel._rows[0].root._dom_classes
 
@@ -233,7 +256,7 @@ def test_text_from_elsewhere_is_escaped(panel):
     panel.update(view(JobLine(1, bad, JobStatus(bad), bad), summary=bad))
     panel.show_result(bad, ())
     panel.say(bad)
-    shown = (panel._head, panel._rows[0].widgets[0], panel._title, panel._message.widget)
+    shown = (panel._head, *texts(panel), panel._title, panel._message.widget)
     assert not any("<img" in widget.value for widget in shown)
 
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import ipywidgets
 
 from notebook_ext import sparkline
+from notebook_ext.tables import in_order
 from notebook_ext.widgets import panel
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from notebook_ext.types import Health
 
@@ -24,9 +25,11 @@ __all__ = ["HealthPanel", "HealthView", "Watch"]
 
 _BAD = frozenset({"failed", "unhealthy"})
 _WARN = frozenset({"throttled", "retried"})
+SLOTS = 8
+"""Counters of a group that have a place of their own; further ones share the last."""
 _STYLE = """
-.nbx-tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 2px 18px;
-  margin-bottom: 6px }
+.nbx-panel .nbx-tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr));
+  gap: 2px 18px; margin-bottom: 6px }
 .nbx-tile { max-width: 150px; overflow: hidden }
 .nbx-tile span { display: block; white-space: nowrap; overflow: hidden; text-overflow: ellipsis }
 .nbx-tile .nbx-count { font-size: 18px; line-height: 24px }
@@ -79,7 +82,8 @@ class HealthPanel:
         self._name = name
         self._is_closed = False
         self._sheet = panel.style_sheet(_STYLE)
-        self._head, self._tiles = panel.html_box(), panel.html_box()
+        self._head = panel.html_box()
+        self._tiles = _Tiles()
         self._message = panel.Message()
         self._purge = panel.Confirm(
             "Purge queue…",
@@ -101,7 +105,7 @@ class HealthPanel:
             layout=ipywidgets.Layout(flex_flow="row wrap", align_items="center", grid_gap="4px 8px"),
         )
         self.root = ipywidgets.VBox(
-            [self._sheet, self._head, self._tiles, self._foot],
+            [self._sheet, self._head, self._tiles.root, self._foot],
             layout=ipywidgets.Layout(grid_gap="4px", overflow="hidden"),
         )
         self.root.add_class("nbx-panel")
@@ -123,7 +127,7 @@ class HealthPanel:
             f"{panel.badge(word, tone)}</span> "
             f'<span class="nbx-soft">· {html.escape(view.stale or view.note)}</span></div>',
         )
-        panel.set_value(self._tiles, _tiles(view) if view.health is not None else "")
+        self._tiles.show(view)
 
     def say(self, text: str, *, is_bad: bool = False) -> None:
         """Say what came of a click."""
@@ -157,39 +161,82 @@ class HealthPanel:
             self._head.value = str(bundle.get("text/html", ""))
             self.root.children = (self._sheet, self._head)
             self._is_closed = True
-            panel.close(self._parts)
+            self._close_parts()
 
     def close(self) -> None:
         """Remove every widget model that was made; a second call does nothing."""
         self._is_closed = True
-        panel.close((self.root, self._sheet, self._head, *self._parts))
+        panel.close((self.root, self._sheet, self._head))
+        self._close_parts()
+
+    def _close_parts(self) -> None:
+        panel.close(self._parts)
 
     @property
     def _parts(self) -> tuple[Any, ...]:
-        return (self._tiles, self._foot, *self._purge.widgets, self._stop, self._message.widget)
+        foot = (self._foot, *self._purge.widgets, self._stop, self._message.widget)
+        return (*self._tiles.widgets, *foot)
 
     def _repr_mimebundle_(self, **_: Any) -> Mapping[str, Any]:
         bundle = dict(self.root._repr_mimebundle_() or {})
         return {**bundle, "text/plain": f"{self._name}: its counters, while they are watched"}
 
 
-def _tiles(view: HealthView) -> str:
-    assert view.health is not None
-    parts = []
-    for group, counts in (("jobs", view.health.jobs), ("workers", view.health.workers)):
-        tiles = "".join(_tile(key, count, view.series.get((group, key), ())) for key, count in counts.items())
-        told = f'<div class="nbx-tiles">{tiles}</div>' if tiles else "not told"
-        parts.append(f'<div class="nbx-soft nbx-group">{group}</div>{told}')
-    if view.reason:
-        parts.append(f'<div class="nbx-warn">{html.escape(view.reason)}</div>')
-    return f'<div class="nbx">{"".join(parts)}</div>'
+class _Tiles:
+    """The counters, each in a widget of its own: only what has changed is sent."""
+
+    def __init__(self) -> None:
+        self._groups = {name: _Group(name) for name in ("jobs", "workers")}
+        self._reason = panel.html_box()
+        inner = [widget for group in self._groups.values() for widget in (group.head, group.box)]
+        self.root = ipywidgets.VBox([*inner, self._reason])
+        self.root.layout.display = "none"
+
+    @property
+    def widgets(self) -> tuple[Any, ...]:
+        slots = (slot for group in self._groups.values() for slot in group.slots)
+        return (*slots, *self.root.children, self.root)
+
+    def show(self, view: HealthView) -> None:
+        if view.health is None:
+            return
+        for name, counts in in_order(view.health).items():
+            series = view.series
+            tiles = [_tile(key, count, series.get((name, key), ())) for key, count in counts.items()]
+            self._groups[name].show(tiles)
+        told = f'<div class="nbx nbx-warn">{html.escape(view.reason)}</div>' if view.reason else ""
+        panel.set_value(self._reason, told)
+        self.root.layout.display = None
+
+
+class _Group:
+    """The counters of jobs, or those of workers."""
+
+    def __init__(self, name: str) -> None:
+        layout, style = ipywidgets.Layout(margin="0", min_width="0"), ipywidgets.HTML.style.klass()
+        self._name = name
+        self.head = panel.html_box()
+        self.slots = [ipywidgets.HTML(layout=layout, style=style) for _ in range(SLOTS)]
+        self.box = ipywidgets.Box([])
+        self.box.add_class("nbx-tiles")
+
+    def show(self, tiles: Sequence[str]) -> None:
+        told = "" if tiles else " · not told"
+        panel.set_value(self.head, f'<div class="nbx nbx-soft nbx-group">{self._name}{told}</div>')
+        own, rest = tiles[: SLOTS - 1], "".join(tiles[SLOTS - 1 :])
+        values = [*own, rest] if rest else own
+        slots = self.slots[: len(values)]
+        for slot, value in zip(slots, values, strict=True):
+            panel.set_value(slot, value)
+        if self.box.children != tuple(slots):
+            self.box.children = slots
 
 
 def _tile(key: str, count: int, values: Any) -> str:
     tone = "idle" if not count else "bad" if key in _BAD else "warn" if key in _WARN else "live"
     name = html.escape(key.replace("_", " "))
     return (
-        f'<div class="nbx-tile" title="{name}: {html.escape(sparkline.span(values))} while watched">'
+        f'<div class="nbx nbx-tile" title="{name}: {html.escape(sparkline.span(values))} while watched">'
         f'<span class="nbx-soft">{name}</span><span class="nbx-count">{count}</span>'
         f'<div class="nbx-{tone}">{sparkline.curve(values)}</div></div>'
     )

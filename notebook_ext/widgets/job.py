@@ -104,6 +104,7 @@ class StripView:
         rate: Its speed and cost in words, such as `41 tok/s`.
         progress: What the job says about its progress.
         reason: Why it waits.
+        is_cancelling: Whether a cancel is on its way, whoever asked for it.
     """
 
     status: JobStatus
@@ -113,6 +114,7 @@ class StripView:
     rate: str = ""
     progress: Progress | None = None
     reason: str = ""
+    is_cancelling: bool = False
 
 
 class JobStrip:
@@ -138,7 +140,7 @@ class JobStrip:
         self._tooltip = f"Cancel this job of {name} on its endpoint, and wait until that is confirmed."
         if clicks_heard_while_busy is False:
             self._tooltip += f" {_DEAF}"
-        self._is_stopping = False  # from the click until it is known what came of it
+        self._is_stopping = False  # from a click here until it is known what came of it
         self._shown = StripView(JobStatus.IN_QUEUE)
         self._updated_at = float("-inf")
         self._is_closed = False
@@ -171,13 +173,13 @@ class JobStrip:
     def update(self, view: StripView) -> None:
         """Show another moment; a mere change of numbers at most twice a second."""
         now = self._clock()
-        is_due = view.status != self._shown.status or now - self._updated_at >= SECONDS_BETWEEN_UPDATES
-        if is_due and not self._is_closed:
+        is_news = (view.status, view.is_cancelling) != (self._shown.status, self._shown.is_cancelling)
+        if (is_news or now - self._updated_at >= SECONDS_BETWEEN_UPDATES) and not self._is_closed:
             self._show(view)
             self._updated_at = now
 
     def _show(self, view: StripView) -> None:
-        is_stopping = self._is_stopping and not view.status.is_final
+        is_stopping = (self._is_stopping or view.is_cancelling) and not view.status.is_final
         self._shown = view
         self._badge.value = badge(self._name, view.status, is_cancelling=is_stopping)
         self._line.value = line(view)

@@ -1,7 +1,9 @@
 """The jobs panel: a page of jobs, each with Cancel, Retry and Show.
 
 Made on the main thread; updated and closed from any. It decides nothing: it shows a `JobsView`,
-and a click asks its `Board`. There are as many widgets as rows on a page, however many jobs there are.
+and a click asks its `Board`. There are as many buttons as rows on a page, however many jobs there are;
+the texts of all rows are one widget and their times, which go on, another one, so that a second costs a
+page one small message.
 """
 
 from __future__ import annotations
@@ -37,25 +39,27 @@ _TONES = {
     JobStatus.AMBIGUOUS: "warn",
 }
 _STYLE = """
-.nbx-row { display: grid; align-items: center; height: 26px; column-gap: 10px; padding-right: 10px;
-  grid-template-columns: 3.2em minmax(4em, 8em) 8em minmax(0, 1fr) 4.8em 5.6em 5.6em }
+.nbx-row { display: grid; align-items: center; height: 28px; column-gap: 10px; padding-right: 10px;
+  grid-template-columns: 3.2em minmax(4em, 8em) 8em minmax(0, 1fr) 6.4em }
+.nbx-times .nbx-row { grid-template-columns: 5.6em 5.6em; text-align: right }
 .nbx-row > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
-.nbx.nbx-row .nbx-dot { margin-left: 0 }
-.nbx .nbx-row b, .nbx.nbx-row b { font-weight: 400 }
-.nbx-row .nbx-right { text-align: right }
-.nbx-names { margin-right: 154px }
-.nbx-rule { border-bottom: 1px solid var(--jp-border-color2, #e0e0e0) }
+.nbx .nbx-row .nbx-dot { margin-left: 0 }
+.nbx .nbx-row b { font-weight: 400 }
+.nbx .nbx-names { box-sizing: border-box; border-bottom: 1px solid var(--jp-border-color2, #e0e0e0) }
+.nbx .nbx-earlier { display: flex; align-items: flex-end; padding-bottom: 2px; box-sizing: border-box }
+.nbx-buttons { padding-top: 28px }
+.nbx-buttons .nbx-first { margin-top: 28px }
 .nbx-table .jupyter-button { line-height: 26px }
 .nbx-panel .nbx-shown { box-shadow: inset 0 -2px 0 var(--jp-brand-color1, #1976d2) }
-@media (forced-colors: active) { .nbx-panel .nbx-shown { outline: 2px solid; outline-offset: -2px } }
+@media (forced-colors: active) { .nbx-panel .nbx-shown { box-sizing: border-box; border-bottom: 2px solid } }
 @container (max-width: 760px) {
-  .nbx-row { grid-template-columns: 3.2em minmax(4em, 6em) 7em minmax(0, 1fr) 5.6em }
-  .nbx-row .nbx-wide { display: none } }
+  .nbx-row { grid-template-columns: 3.2em minmax(4em, 6em) 7em minmax(0, 1fr) }
+  .nbx-times .nbx-row { grid-template-columns: 5.6em }
+  .nbx-row .nbx-wide, .nbx-times .nbx-row > :first-child { display: none } }
 @container (max-width: 520px) {
   .nbx-row { grid-template-columns: 2.8em 14px minmax(0, 1fr); column-gap: 4px; padding-right: 4px }
-  .nbx-names { margin-right: 112px }
   .nbx-table .jupyter-button { max-width: 52px }
-  .nbx-row .nbx-medium, .nbx .nbx-row b, .nbx.nbx-row b, .nbx-row .nbx-status { display: none } }
+  .nbx-times, .nbx-row .nbx-medium, .nbx .nbx-row b, .nbx-row .nbx-status { display: none } }
 """
 
 
@@ -88,13 +92,14 @@ class JobLine:
         endpoint: The endpoint's name.
         status: Where it stands.
         prompt: The first words of what was asked.
-        submitted: The time of day.
+        submitted: The time of day, and the day where it was another one.
         queue: Seconds in the queue.
         run: Seconds on a worker.
         can_cancel: Whether there is something to cancel.
         can_retry: Whether it may be queued again.
         is_cancelling: Whether a cancel is on its way and not yet confirmed.
         is_shown: Whether its result stands below the table.
+        is_earlier: Whether the journal knows it, and not this session; those come last.
     """
 
     number: int
@@ -108,6 +113,7 @@ class JobLine:
     can_retry: bool = False
     is_cancelling: bool = False
     is_shown: bool = False
+    is_earlier: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +162,18 @@ class JobsPanel:
         self._message = panel.Message()
         self._looks = _Looks()
         self._rows = [_Row(board, self._looks, self._message, clock) for _ in range(PAGE)]
-        self._table = ipywidgets.VBox([], layout=layout(overflow="hidden"))
+        self._texts, self._times = panel.html_box(flex="1 1 auto"), panel.html_box(flex="0 0 auto")
+        self._buttons = ipywidgets.VBox([], layout=layout(flex="0 0 auto", overflow="visible"))
+        self._buttons.add_class("nbx-buttons")
+        self._table = ipywidgets.HBox(
+            [self._texts, self._times, self._buttons], layout=layout(overflow="hidden", display="none")
+        )
         self._table.add_class("nbx-table")
-        self._older = panel.button("Older", lambda: board.turn(-1), icon="chevron-left", heard=heard)
-        self._newer = panel.button("Newer", lambda: board.turn(1), icon="chevron-right", heard=heard)
+        self._before = panel.button("Previous", lambda: board.turn(-1), icon="chevron-left", heard=heard)
+        self._after = panel.button("Next", lambda: board.turn(1), icon="chevron-right", heard=heard)
         self._place = panel.html_box(flex="0 0 auto")
         self._pager = ipywidgets.HBox(
-            [self._older, self._place, self._newer], layout=layout(align_items="center", grid_gap="8px")
+            [self._before, self._place, self._after], layout=layout(align_items="center", grid_gap="8px")
         )
         self._cancel_all = panel.Confirm(
             "Cancel all of mine…",
@@ -191,7 +202,7 @@ class JobsPanel:
     @property
     def buttons(self) -> tuple[Any, ...]:
         """The widgets whose messages must come through while a cell runs."""
-        own = (self._older, self._newer, *self._cancel_all.widgets, self._stop, self._hide, self.root)
+        own = (self._before, self._after, *self._cancel_all.widgets, self._stop, self._hide, self.root)
         return (*own, *(button for row in self._rows for button in row.buttons))
 
     def update(self, view: JobsView) -> None:
@@ -199,21 +210,25 @@ class JobsPanel:
         if self._is_closed:
             return
         panel.set_value(self._head, _head(view))
-        for row, line in zip(self._rows, view.lines, strict=False):
-            row.show(line)
+        panel.set_value(self._texts, _texts(view.lines))
+        panel.set_value(self._times, _times(view.lines))
+        first = _first_earlier(view.lines)
+        for at, (row, line) in enumerate(zip(self._rows, view.lines, strict=False)):
+            row.show(line, is_first=at == first)
         count = len(view.lines)
-        if len(self._table.children) != count:
-            self._table.children = [row.root for row in self._rows[:count]]
+        if len(self._buttons.children) != count:
+            self._buttons.children = [row.root for row in self._rows[:count]]
+            self._table.layout.display = None if count else "none"
         if count > self._most_rows:  # the page that is turned to may be shorter: nothing below it moves
             self._most_rows = count
-            self._table.layout.min_height = f"{count * _ROW_HEIGHT}px"
+            self._table.layout.min_height = f"{(count + 1) * _ROW_HEIGHT}px"
         last = view.first + count
         self._arrange(has_pages=view.total > count, has_result=self._has_result)
         panel.set_value(
             self._place,
             f'<div class="nbx nbx-soft">{view.first + 1} to {last} of {view.total}</div>',
         )
-        self._older.disabled, self._newer.disabled = view.first <= 0, last >= view.total
+        self._before.disabled, self._after.disabled = view.first <= 0, last >= view.total
         self._cancel_all.enable(is_enabled=view.active > 0)
 
     def show_result(self, title: str, bundles: Sequence[Mapping[str, Any]]) -> None:
@@ -287,14 +302,18 @@ class JobsPanel:
 
     @property
     def _parts(self) -> tuple[Any, ...]:
-        rows = (widget for row in self._rows for widget in (row.root, *row.widgets))
+        rows = (widget for row in self._rows for widget in (row.root, *row.buttons))
         foot = (*self._cancel_all.widgets, self._stop, self._message.widget, self._foot)
         result = (self._title, self._hide, self._result_head, self._output)
-        return (*rows, self._table, self._older, self._newer, self._place, self._pager, *foot, *result)
+        table = (self._texts, self._times, self._buttons, self._table)
+        return (*rows, *table, self._before, self._after, self._place, self._pager, *foot, *result)
 
     def _repr_mimebundle_(self, **_: Any) -> Mapping[str, Any]:
         bundle = dict(self.root._repr_mimebundle_() or {})
-        return {**bundle, "text/plain": "the jobs of this notebook, while they are watched"}
+        return {
+            **bundle,
+            "text/plain": "this notebook's jobs, and the journal's last ones, while they are watched",
+        }
 
 
 class _Looks:
@@ -304,11 +323,10 @@ class _Looks:
         layout = ipywidgets.Layout
         button = {"height": "24px", "margin": "0", "padding": "0", "flex": "0 0 auto"}
         self.row = layout(align_items="center", grid_gap="4px", flex="0 0 auto", height=f"{_ROW_HEIGHT}px")
-        self.text = layout(flex="1 1 auto", margin="0", min_width="0")
         self.narrow, self.wide = layout(width="58px", **button), layout(width="88px", **button)
         self.hidden = layout(width="88px", visibility="hidden", **button)
         self.gone = layout(display="none")
-        self.text_style, self.button_style = ipywidgets.HTML.style.klass(), ipywidgets.ButtonStyle()
+        self.button_style = ipywidgets.ButtonStyle()
 
     @property
     def models(self) -> tuple[Any, ...]:
@@ -316,7 +334,7 @@ class _Looks:
 
 
 class _Row:
-    """One row of the table, and the buttons of the job that it shows."""
+    """The buttons of the job in one row of the table."""
 
     def __init__(
         self, board: Board, looks: _Looks, message: panel.Message, clock: Callable[[], float]
@@ -324,24 +342,22 @@ class _Row:
         self._board, self._looks, self._message, self._clock = board, looks, message, clock
         self._line: JobLine | None = None
         self._since = float("-inf")  # when its buttons became this job's
-        self._text = ipywidgets.HTML(layout=looks.text, style=looks.text_style)
         self._cancel = self._button("Cancel", self._on_cancel, looks.wide)
         self._retry = self._button("Retry", board.retry, looks.gone)
         self._show = self._button("Show", board.show, looks.narrow)
         self.buttons = (self._cancel, self._retry, self._show)
-        self.widgets = (self._text, *self.buttons)
-        self.root = ipywidgets.HBox(self.widgets, layout=looks.row)
+        self.root = ipywidgets.HBox(self.buttons, layout=looks.row)
 
-    def show(self, line: JobLine) -> None:
+    def show(self, line: JobLine, *, is_first: bool) -> None:
+        """Offer what can be done with a job; the first one from earlier has a heading above it."""
+        self._mark("nbx-first", is_first)
+        self._mark("nbx-shown", line.is_shown)
         before = self._line
         if line == before:
             return
         if before is not None and (before.number, before.can_retry) != (line.number, line.can_retry):
             self._since = self._clock()
         self._line = line
-        panel.set_value(self._text, _row(line))
-        if line.is_shown != (before is not None and before.is_shown):
-            (self.root.add_class if line.is_shown else self.root.remove_class)("nbx-shown")
         # Cancel and Retry share a place; a click in the moment of their exchange does nothing
         looks = self._looks
         is_alive = line.can_cancel or line.is_cancelling
@@ -352,6 +368,9 @@ class _Row:
         self._retry.disabled = not line.can_retry
         for button in self.buttons:
             button.tooltip = f"{button.description} @{line.number}"
+
+    def _mark(self, name: str, is_so: bool) -> None:
+        (self.root.add_class if is_so else self.root.remove_class)(name)
 
     def _button(self, label: str, ask: Callable[[int], object], layout: Any) -> Any:
         def click(button: Any) -> None:
@@ -374,34 +393,54 @@ class _Row:
 
 
 def _head(view: JobsView) -> str:
+    summary = html.escape(view.summary or "none yet")
+    return f'<div class="nbx"><b>Jobs</b> <span class="nbx-soft">· {summary}</span></div>'
+
+
+def _first_earlier(lines: Sequence[JobLine]) -> int | None:
+    return next((at for at, line in enumerate(lines) if line.is_earlier), None)
+
+
+def _with_headings(names: str, earlier: str, rows: list[str], first: int | None) -> str:
+    if first is not None:
+        rows.insert(first, f'<div class="nbx-row nbx-soft nbx-names nbx-earlier">{earlier}</div>')
+    return f'<div class="nbx-row nbx-soft nbx-names">{names}</div>{"".join(rows)}'
+
+
+def _texts(lines: Sequence[JobLine]) -> str:
+    """All that does not change while time goes on."""
     names = (
-        ("", ""),
-        ("endpoint", "nbx-medium"),
-        ("<span class='nbx-status'>status</span>", ""),
-        ("prompt", ""),
-        ("sent", "nbx-wide"),
-        ("queue", "nbx-wide nbx-right"),
-        ("run", "nbx-medium nbx-right"),
+        '<span></span><span class="nbx-medium">endpoint</span><span><span class="nbx-status">status</span>'
+        '</span><span>prompt</span><span class="nbx-wide">sent</span>'
     )
-    cells = "".join(f'<span class="{look}">{name}</span>' for name, look in names)
-    columns = f'<div class="nbx-rule"><div class="nbx-row nbx-soft nbx-names">{cells}</div></div>'
-    return (
-        f'<div class="nbx"><b>Jobs</b> <span class="nbx-soft">· '
-        f"{html.escape(view.summary or 'none yet')}</span>{columns if view.total else ''}</div>"
-    )
+    earlier = "from earlier sessions and other notebooks, the newest first"
+    rows = _with_headings(names, earlier, [_row(line) for line in lines], _first_earlier(lines))
+    return f'<div class="nbx">{rows}</div>'
+
+
+def _times(lines: Sequence[JobLine]) -> str:
+    names = "<span>queue</span><span>run</span>"
+    rows = _with_headings(names, "", [_row_times(line) for line in lines], _first_earlier(lines))
+    return f'<div class="nbx nbx-times">{rows}</div>'
+
+
+def _opened(line: JobLine) -> str:
+    return f'<div class="nbx-row{" nbx-shown" if line.is_shown else ""}">'
 
 
 def _row(line: JobLine) -> str:
     word = "cancelling" if line.is_cancelling else _WORDS.get(line.status, str(line.status).lower())
-    times = [("" if seconds is None else render.duration(seconds)) for seconds in (line.queue, line.run)]
     prompt = html.escape(line.prompt)
     return (
-        f'<div class="nbx nbx-row"><span class="nbx-soft">@{line.number}</span>'
+        f'{_opened(line)}<span class="nbx-soft">@{line.number}</span>'
         f'<span class="nbx-medium">{html.escape(line.endpoint)}</span>'
         f'<span title="{html.escape(word)}">'
         f"{panel.badge(word, _TONES.get(line.status, 'idle'))}</span>"
         f'<span title="{prompt}">{prompt}</span>'
-        f'<span class="nbx-soft nbx-wide">{line.submitted}</span>'
-        f'<span class="nbx-right nbx-wide">{times[0]}</span>'
-        f'<span class="nbx-right nbx-medium">{times[1]}</span></div>'
+        f'<span class="nbx-soft nbx-wide">{line.submitted}</span></div>'
     )
+
+
+def _row_times(line: JobLine) -> str:
+    times = ("" if seconds is None else render.duration(seconds) for seconds in (line.queue, line.run))
+    return f"{_opened(line)}{''.join(f'<span>{time}</span>' for time in times)}</div>"

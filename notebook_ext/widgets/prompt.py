@@ -250,8 +250,10 @@ class PromptPanel:
         if self._is_closed or self._running is None:
             return
         self._view = view
-        is_cancelling = self._is_cancelling and not view.status.is_final
+        is_cancelling = self._is_cancelling or view.is_cancelling
+        self._show_cancel(is_cancelling=is_cancelling)
         name = f"@{self._number} {self._running.endpoint}"
+        is_cancelling = is_cancelling and not view.status.is_final
         self._show_state(job.badge(name, view.status, is_cancelling=is_cancelling))
         panel.set_value(self._line, job.line(view))
 
@@ -318,7 +320,6 @@ class PromptPanel:
 
     def _on_cancel(self) -> None:
         self._is_cancelling = True
-        self._cancel.disabled, self._cancel.description = True, "Cancelling…"
         self.update(self._view)
         self._desk.cancel()
 
@@ -415,7 +416,11 @@ class PromptPanel:
 
     def _allow_cancel(self) -> None:
         self._is_cancelling = False
-        self._cancel.disabled, self._cancel.description = False, "Cancel"
+        self._show_cancel(is_cancelling=False)
+
+    def _show_cancel(self, *, is_cancelling: bool) -> None:
+        self._cancel.disabled = is_cancelling
+        self._cancel.description = "Cancelling…" if is_cancelling else "Cancel"
 
     def _show_place(self) -> None:
         """Which of the runs this is; while one runs, the others wait."""

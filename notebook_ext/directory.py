@@ -1,0 +1,227 @@
+"""The endpoints that a session knows: served here, connected under a name, or saved."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from notebook_ext import config, providers
+from notebook_ext.connection import Connection
+from notebook_ext.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from notebook_ext.client import Endpoint
+    from notebook_ext.entry import Entry
+    from notebook_ext.limits import Limits
+    from notebook_ext.server import EmbeddedServer, Queue
+    from notebook_ext.session import Session
+
+__all__ = ["DEMO", "Directory"]
+
+DEMO = "demo"
+"""The endpoint that needs no account: the built-in `chat` handler, served when it is first called."""
+
+
+class Directory:
+    """Endpoints by name, for one session.
+
+    Attributes:
+        config: The saved ones.
+
+    Args:
+        session: On whose loop they are called and served.
+        saved: The saved endpoints; None reads the user's and the project's files.
+    """
+
+    def __init__(self, session: Session, saved: config.Config | None = None) -> None:
+        self._session = session
+        self.config = saved if saved is not None else config.Config()
+        self._connections: dict[str, Connection] = {}
+        self._clients: list[Endpoint] = []  # all that were made: a name may lead elsewhere by now
+        self._limits: dict[tuple[str, str], Limits] = {}
+        self._server: EmbeddedServer | None = None
+        self._default: str | None = None
+
+    def connect(
+        self,
+        name: str,
+        endpoint_id: str | None = None,
+        *,
+        provider: str | providers.Provider = "runpod",
+        profile: str = "raw",
+        key_variable: str | None = None,
+        rate: float | None = None,
+    ) -> Connection:
+        """Find an endpoint by its name, or give a name to one.
+
+        Args:
+            name: A name that is served, connected or saved; or a new one for `endpoint_id`.
+            endpoint_id: The provider's id; None looks the name up.
+            provider: "runpod", "tensorone", "tensorone-rest", a base URL, or a Provider.
+            profile: How input is laid out and output read.
+            key_variable: The environment variable with its key; None means the provider's.
+            rate: Dollars per second of running time.
+
+        Raises:
+            ConfigurationError: No such name; the sentence names near ones.
+        """
+        if endpoint_id is None:
+            return self._known(name)
+        connection = self._connection(
+            name, endpoint_id, providers.resolve(provider), profile, key_variable, rate
+        )
+        self._connections[name] = connection
+        return connection
+
+    def names(self) -> list[str]:
+        """All names that `connect` finds."""
+        return sorted({DEMO, *self._connections, *self.config.endpoints})
+
+    def describe(self, name: str) -> str:
+        """Where a name leads, in words."""
+        connection, saved = self._connections.get(name), self.config.endpoints.get(name)
+        if connection is not None and connection.served:
+            return f"served here, {connection.provider.base_url}/{name}"
+        if saved is not None:
+            return f"{saved.endpoint_id} at {saved.provider}, profile {saved.profile}"
+        if connection is not None:
+            return f"{connection.endpoint.id} at {connection.provider.name}, this session only"
+        return "the built-in demo, which needs no account"
+
+    def profile(self, name: str) -> str:
+        """How the input of a name's endpoint is laid out; nothing is connected or served for that."""
+        found = self._connections.get(name) or self.config.endpoints.get(name)
+        if found is not None:
+            return found.profile
+        return "chat" if name == DEMO else "raw"
+
+    def default_name(self) -> str:
+        """The endpoint that is meant where none is named."""
+        return self._default or self.config.default or DEMO
+
+    def use(self, name: str) -> None:
+        """Make an endpoint the default one: in the config where it is saved, else for this session.
+
+        Raises:
+            ConfigurationError: No such name.
+        """
+        self.connect(name)
+        self._default = name
+        if name in self.config.endpoints:
+            self.config.use(name)
+
+    def forget(self, name: str) -> None:
+        """Forget a name of this session; what is saved is the config's to forget."""
+        if self._default == name:
+            self._default = None
+        connection = self._connections.pop(name, None)
+        if connection is not None:
+            if connection.served and self._server is not None:
+                self._session.on_loop(self._server.remove, connection.endpoint.id)
+            self._session.ask(connection.endpoint.aclose())
+
+    def serve(self, name: str, handler: Any, **options: Any) -> Connection:
+        """Serve a handler on an embedded endpoint: the same protocol, on this machine, in this process.
+
+        Args:
+            name: The endpoint's name; serving it again swaps the handler for new jobs.
+            handler: A callable in the shape that Runpod's workers use, or a built-in one's name.
+            **options: `workers`, `dials`, `return_aggregate_stream`, `upstream`, and `port` for
+                the first one that is served; those of `server.EmbeddedServer`.
+        """
+        server = self._serving(options.pop("port", 0))
+        self._session.on_loop(lambda: server.serve(name, handler, **options))
+        existing = self._connections.get(name)
+        if existing is not None and existing.served:
+            return existing
+        provider = providers.local(server.base_url, lambda: server.token)
+        connection = self._connection(
+            name, name, provider, "chat" if handler == "chat" else "raw", None, None
+        )
+        connection.served = True
+        self._connections[name] = connection
+        return connection
+
+    def queue(self, name: str) -> Queue | None:
+        """The queue of an endpoint that is served here; None for any other."""
+        return self._server.endpoints.get(name) if self._server is not None else None
+
+    def _known(self, name: str) -> Connection:
+        found = self._connections.get(name)
+        if found is not None:
+            return found
+        saved = self.config.endpoints.get(name)
+        if saved is not None:
+            provider = providers.resolve(saved.provider)
+            connection = self._connection(
+                name, saved.endpoint_id, provider, saved.profile, saved.key_variable, saved.rate
+            )
+            self._connections[name] = connection
+            return connection
+        if name == DEMO:
+            return self.serve(DEMO, "chat")
+        near = difflib.get_close_matches(name, self.names(), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(self.names())}."
+        raise ConfigurationError(
+            f"there is no endpoint '{name}'; {hint} `%endpoint connect {name} ID` makes it known."
+        )
+
+    def _connection(
+        self,
+        name: str,
+        endpoint_id: str,
+        provider: providers.Provider,
+        profile: str,
+        key_variable: str | None,
+        rate: float | None,
+    ) -> Connection:
+        from notebook_ext.client import Endpoint  # brings httpx, which %load_ext must not wait for
+        from notebook_ext.limits import Limits
+
+        if key_variable:
+            provider = replace(provider, key_variable=key_variable)  # its own: errors name it
+        limits = self._limits.setdefault((provider.base_url, endpoint_id), Limits(provider.limits))
+        endpoint = Endpoint(endpoint_id, provider, limits=limits, name=name)
+        self._clients.append(endpoint)
+        return Connection(self._session, name, endpoint, profile=profile, rate=rate)
+
+    def _serving(self, port: int) -> EmbeddedServer:
+        if self._server is None:
+            from notebook_ext.server import EmbeddedServer  # brings starlette and uvicorn
+
+            server = EmbeddedServer(port=port)
+            self._session.ask(server.start())
+            self._server = server
+        elif port and f":{port}/" not in self._server.base_url:
+            raise ConfigurationError(
+                f"this session already serves at {self._server.base_url}; one port serves all its endpoints"
+            )
+        return self._server
+
+    def connection_of(self, entry: Entry) -> Connection:
+        """The connection by which a job was submitted, or one like it: a name may lead elsewhere by now."""
+        is_known = entry.endpoint in self._connections or entry.endpoint in self.config.endpoints
+        if is_known:
+            known = self._known(entry.endpoint)
+            if (known.provider.base_url, known.endpoint.id) == (entry.base_url, entry.endpoint_id):
+                return known
+        named = providers.PROVIDERS.get(entry.provider)
+        provider = replace(named, base_url=entry.base_url) if named else providers.resolve(entry.base_url)
+        return self._connection(
+            entry.endpoint, entry.endpoint_id, provider, entry.profile, entry.key_variable, entry.rate
+        )
+
+    # ------------------------------------------------------------------ the end
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is anything to close."""
+        return self._server is not None or bool(self._clients)
+
+    async def close(self) -> None:
+        """Close every client, and end what is served; on the session's loop."""
+        for endpoint in self._clients:
+            await endpoint.aclose()
+        if self._server is not None:
+            await self._server.stop()

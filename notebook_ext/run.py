@@ -1,0 +1,110 @@
+"""One run of a job as it was seen from here: from its being queued to its end; a retry begins another one."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from notebook_ext.types import JobStatus
+
+if TYPE_CHECKING:
+    from notebook_ext.handle import Ended
+    from notebook_ext.types import StreamChunk
+
+__all__ = ["News", "Run", "news", "tell"]
+
+ONE_ANSWER = 0.01
+"""Seconds within which what was seen came in one answer, and says nothing of the time between."""
+
+News = concurrent.futures.Future[None]
+
+
+def news() -> News:
+    """A future for many waiters: one that stops waiting does not cancel it for the others."""
+    future = News()
+    future.set_running_or_notify_cancel()
+    return future
+
+
+def tell(future: News) -> None:
+    """Wake all who wait, once."""
+    if not future.done():
+        future.set_result(None)
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """What was seen of a run; its moments are seconds since it was submitted.
+
+    Args:
+        started: When it was submitted, on the monotonic clock.
+        is_queued: Whether it was seen in the queue: only then can its beginning be seen.
+        chunks: What was streamed.
+        untimed: So many chunks were there before: nobody knows when they came.
+        began: When it was first seen to run; None where it was not seen to begin.
+        first_chunk: When the first chunk came.
+        last_chunk: When the last one came.
+        ended: How it ended.
+        done: Whether nothing more will come.
+        changed: Whether there is anything new.
+        id_known: Whether its id is known, or surely will not be.
+    """
+
+    started: float = field(default_factory=time.monotonic)
+    is_queued: bool = True
+    chunks: list[StreamChunk] = field(default_factory=list)
+    untimed: int = 0
+    began: float | None = None
+    first_chunk: float | None = None
+    last_chunk: float | None = None
+    ended: Ended | None = None
+    done: News = field(default_factory=news)
+    changed: News = field(default_factory=news)
+    id_known: News = field(default_factory=news)
+
+    def saw_status(self, status: JobStatus, at: float) -> None:
+        """Take in where it stood at a moment."""
+        if status is JobStatus.IN_QUEUE:
+            self.is_queued = True
+        elif status is JobStatus.IN_PROGRESS:
+            self._begin(at)
+
+    def saw_chunk(self, chunk: StreamChunk, at: float) -> None:
+        """Take in what came at a moment."""
+        self._begin(at)
+        self.last_chunk = at
+        if self.first_chunk is None:
+            self.first_chunk = at
+        self.chunks.append(chunk)
+
+    def _begin(self, at: float) -> None:
+        if self.is_queued and self.began is None:
+            self.began = at
+
+    def first_token(self, queue: float | None) -> float | None:
+        """Seconds from its beginning to its first chunk; None where that is not known.
+
+        Args:
+            queue: Seconds in the queue, as the server tells them.
+        """
+        if self.first_chunk is None or self.untimed:
+            return None
+        if queue is not None:
+            return max(0.0, self.first_chunk - queue)
+        if self.began is None or self.first_chunk - self.began < ONE_ANSWER:
+            return None
+        return self.first_chunk - self.began
+
+    @property
+    def chunk_rate(self) -> float | None:
+        """Chunks per second since the first one; None before the second."""
+        if self.first_chunk is None or self.last_chunk is None or self.last_chunk <= self.first_chunk:
+            return None
+        return (len(self.chunks) - self.untimed - 1) / (self.last_chunk - self.first_chunk)
+
+    def change(self) -> None:
+        """Wake whoever waits for anything new."""
+        changed, self.changed = self.changed, news()
+        tell(changed)
