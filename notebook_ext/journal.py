@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sqlite3
 import time
 from dataclasses import dataclass
@@ -29,6 +28,8 @@ __all__ = ["Found", "Journal", "Pruned"]
 
 BUSY = 1.0
 """Seconds to wait for another kernel's write."""
+BUSY_FOR = 10.0
+"""Seconds after waiting in vain in which only submissions wait again: the loop does all other work, too."""
 KEPT_DAYS, KEPT_MEGABYTES = 180.0, 1024.0
 """What is older, and then what is oldest, is removed when a journal has outgrown this."""
 COLD_STARTS = 20
@@ -90,6 +91,7 @@ class Journal:
     def __init__(self, path: str = ":memory:") -> None:
         self.path = path
         self.warning: str | None = None
+        self._locked_until = 0.0  # on the monotonic clock
         self.is_kept = path != ":memory:"
         beside = Path(f"{path}.d") if self.is_kept else None
         with contextlib.ExitStack() as undo:
@@ -99,19 +101,30 @@ class Journal:
                 # Opened on one thread and used on the loop's; there is only one writer.
                 self._db = sqlite3.connect(path, timeout=BUSY, check_same_thread=False, isolation_level=None)
                 undo.callback(self._db.close)
-                if self.is_kept and Path(path).exists() and not os.access(path, os.W_OK):
-                    raise PermissionError("it is read-only")
                 if self._db.execute("PRAGMA page_count").fetchone() == (0,):  # later it would only be a write
                     self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = NORMAL")
                 self._db.execute("PRAGMA foreign_keys = ON")
                 migrate(self._db)
+                self._check_writable()
                 self._presence = Presence(sessions_of(path) if self.is_kept else None)
                 self._values = Values(beside / "values" if beside else None)
             except (sqlite3.Error, OSError, JournalError) as error:
                 raise JournalError(f"the journal {path} cannot be opened: {error}") from error
             undo.pop_all()
+
+    def _check_writable(self) -> None:
+        self._db.execute("PRAGMA busy_timeout = 0")
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("UPDATE jobs SET number = number WHERE number = -1")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # another kernel writes: that passes
+                raise
+        finally:
+            self._db.rollback()
+            self._db.execute(f"PRAGMA busy_timeout = {BUSY * 1000:.0f}")
 
     def close(self) -> None:
         """Follow no job any longer, and close the file."""
@@ -136,9 +149,20 @@ class Journal:
             raise JournalError(f"the journal {self.path} could not be used: {error}") from error
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """The database in one transaction."""
-        self._db.execute("BEGIN IMMEDIATE")
+    def _writing(self, *, is_urgent: bool = False) -> Iterator[sqlite3.Connection]:
+        """The database in one transaction.
+
+        Args:
+            is_urgent: Wait for another kernel's write, also where that was in vain a moment ago.
+        """
+        waits = is_urgent or time.monotonic() >= self._locked_until
+        self._db.execute(f"PRAGMA busy_timeout = {BUSY * waits * 1000:.0f}")
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            if waits:
+                self._locked_until = time.monotonic() + BUSY_FOR
+            raise
         with self._db:  # commits, or rolls back
             yield self._db
 
@@ -164,7 +188,7 @@ class Journal:
         with self._using() as db:
             db.execute("PRAGMA synchronous = FULL")
             try:
-                with self._writing():
+                with self._writing(is_urgent=True):
                     row = self._put(row)
                     cursor = db.execute(
                         f"INSERT INTO jobs ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})",  # noqa: S608 - ours
@@ -254,7 +278,7 @@ class Journal:
             number: The job.
             owner: Who was seen to own it, and to be gone.
         """
-        with self._using() as db:
+        with self._using(), self._writing(is_urgent=True) as db:
             cursor = db.execute(
                 "UPDATE jobs SET owner = ? WHERE number = ? AND owner IS ?", (self.owner, number, owner)
             )
@@ -265,7 +289,7 @@ class Journal:
 
         One that is left without this had an owner who may have read more.
         """
-        with self._using() as db:
+        with self._using(), self._writing(is_urgent=True) as db:
             db.execute("UPDATE jobs SET owner = NULL WHERE number = ? AND owner = ?", (number, self.owner))
 
     def open_entries(self) -> list[Entry]:

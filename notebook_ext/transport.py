@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import urllib.request
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -48,12 +49,14 @@ def make_client(
         timeout: Seconds, for connecting, writing, reading and waiting for a connection.
         max_connections: How many may be open at once; further requests wait.
     """
+    headers = {"Accept-Encoding": "gzip", **(headers or {})}
     if _proxy_applies(httpx.URL(base_url)):
         limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
-        return httpx.AsyncClient(
+        return ProxiedClient(
             base_url=base_url, headers=headers, timeout=timeout, limits=limits, verify=ssl_context()
         )
-    return Client(base_url, headers, timeout, Connections(max_connections=max_connections))
+    connections = Connections(max_connections=max_connections, max_body=MAX_BODY)
+    return Client(base_url, headers, timeout, connections)
 
 
 class Client(httpx.AsyncClient):
@@ -85,8 +88,59 @@ class Client(httpx.AsyncClient):
         """The whole answer; httpx's own options, such as `stream`, are without effect."""
         response = await self._connections.handle_async_request(request)
         response.request = request
+        if "content-encoding" in response.headers:
+            return _unpacked(response, b"".join([part async for part in response.aiter_raw()]))
         await response.aread()
         return response
+
+
+class ProxiedClient(httpx.AsyncClient):
+    """httpx's client, over its own transport, with the same bounds on an answer."""
+
+    async def send(self, request: httpx.Request, **_: Any) -> httpx.Response:
+        """The whole answer; httpx's own options, such as `stream`, are without effect."""
+        response = await super().send(request, stream=True)
+        body = bytearray()
+        try:
+            async for part in response.aiter_raw():
+                body += part
+                if len(body) > MAX_BODY:
+                    raise httpx.RemoteProtocolError(f"the answer cannot be read: it is over {MAX_BODY} bytes")
+        finally:
+            await response.aclose()
+        return _unpacked(response, bytes(body))
+
+
+def _unpacked(response: httpx.Response, body: bytes) -> httpx.Response:
+    """The answer with its body unpacked: httpx's own decoders would let a few kilobytes fill the memory.
+
+    Raises:
+        DecodingError: It is packed in a way that was not asked for, broken, or over `MAX_BODY` bytes.
+    """
+    encoding = response.headers.pop("content-encoding", "identity").strip().lower()
+    if encoding in ("gzip", "x-gzip") and body:
+        body = _gunzipped(body, response.request)
+    elif encoding not in ("gzip", "x-gzip", "identity", ""):
+        raise httpx.DecodingError(f"it is packed as {encoding[:40]!r}", request=response.request)
+    return httpx.Response(
+        response.status_code,
+        headers=response.headers,
+        content=body,
+        request=response.request,
+        extensions=response.extensions,
+    )
+
+
+def _gunzipped(body: bytes, request: httpx.Request) -> bytes:
+    unpacking = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    try:
+        unpacked = unpacking.decompress(body, MAX_BODY)
+    except zlib.error as error:
+        raise httpx.DecodingError(str(error), request=request) from error
+    if not unpacking.eof:
+        why = f"unpacked it is over {MAX_BODY} bytes" if unpacking.unconsumed_tail else "it is cut off"
+        raise httpx.DecodingError(why, request=request)
+    return unpacked
 
 
 def _proxy_applies(url: httpx.URL) -> bool:

@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from notebook_ext import config, footer, grammar, profiles, prompts, render, requestcode, tables
+from notebook_ext import config, doctor, footer, grammar, profiles, prompts, render, requestcode, tables
 from notebook_ext.arguments import Arguments
 from notebook_ext.cell import visible
 from notebook_ext.cells import JobCells
@@ -472,6 +472,10 @@ class Verbs:
     def _help(self, command: Command, _: Arguments) -> None:
         topic = command.arguments.topic
         self._print(grammar.help_text(topic) if topic else grammar.overview())
+
+    def _doctor(self, _: Command, arguments: Arguments) -> None:
+        name = arguments.text("target") or self.session.endpoints.default_name()
+        self._print(doctor.report(doctor.examine(self.session, self._front_end, name)))
 
     def _version(self, _: Command, __: Arguments) -> None:
         found = []

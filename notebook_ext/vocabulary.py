@@ -502,6 +502,13 @@ VERBS: Mapping[str, Verb] = {
             (_name, _debug),
             takes="endpoint",
         ),
+        Verb(
+            "doctor",
+            "Check the kernel, the journal, the key, and whether an endpoint answers; submits nothing.",
+            "%endpoint doctor demo",
+            (_target, _debug),
+            takes="endpoint",
+        ),
         Verb("help", "Show the verbs, or one of them.", "%endpoint help run", (_topic,), takes="verb"),
         Verb("version", "Show the version of this and of what it stands on.", "%endpoint version"),
     )

@@ -245,9 +245,11 @@ class Watcher:
                 return _error(handle)
             if time.monotonic() - looked >= OWNER_EVERY:
                 looked = time.monotonic()
-                if not self._journal.is_alive(entry.owner) and self._journal.claim(
-                    handle.number, entry.owner
-                ):
+                is_ours = False
+                with contextlib.suppress(JournalError):  # it is locked: the next look tries again
+                    is_gone = not self._journal.is_alive(entry.owner)
+                    is_ours = is_gone and self._journal.claim(handle.number, entry.owner)
+                if is_ours:
                     return await self._inherit(handle, endpoint, entry)
             await asyncio.sleep(JOURNAL_DELAY)
 

@@ -145,3 +145,12 @@ def provider() -> Iterator[SimpleNamespace]:
     )
     loop.submit(server.stop()).result(10)
     loop.close()
+
+
+@pytest.fixture
+def connected(notebook: Notebook, provider: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Notebook:
+    monkeypatch.setenv("LLAMA_KEY", KEY)
+    notebook.run(
+        f"%endpoint connect llama abc123 --provider {provider.url} --profile vllm --key-env LLAMA_KEY"
+    )
+    return notebook

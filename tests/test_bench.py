@@ -55,6 +55,36 @@ def test_what_following_costs_is_measured_in_a_real_kernel(tmp_path: Path) -> No
     assert 0 < asked < 600  # the stopwatch holds what it is asked
 
 
+def test_what_the_journal_costs_is_measured_against_one_that_keeps_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    done = bench("--quick", "--repeats", "1", "--only", "journal", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(file.read_text())["figures"]
+    samples = {(figure["case"], figure["what"]): figure["samples"] for figure in figures}
+    assert all(sample > 0 for found in samples.values() for values in found.values() for sample in values)
+
+    def of(what: str) -> dict[str, float]:
+        (found,) = (one for (_, told), one in samples.items() if told == what)
+        return {name: sample for name, (sample,) in found.items()}
+
+    # a submit returns before its answer is there, and nothing is ever faster than the bare loop
+    first_token, returned, known = (
+        of(what) for what in ("time to first token", "submit() returns, p50", "submit() to its id, p50")
+    )
+    assert set(first_token) == {"floor", "notebook_ext", ":memory:", "keeps nothing"}
+    assert all(first_token["floor"] < sample for name, sample in first_token.items() if name != "floor")
+    assert all(returned[name] < known[name] for name in ("floor", "notebook_ext", ":memory:"))
+    # what is on the disk is there: no text is smaller than itself
+    sizes = [found["notebook_ext"][0] for (_, what), found in samples.items() if "on disk per MB" in what]
+    assert len(sizes) == 5
+    assert min(sizes) >= 1.0
+    # and a search that finds fifty takes longer than one that finds none
+    assert (
+        of("search for a word that most jobs have")["notebook_ext"]
+        > of("search for no such word")["notebook_ext"]
+    )
+
+
 @pytest.mark.browser
 def test_clicks_are_measured_in_a_real_page(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
@@ -92,6 +122,7 @@ def test_an_unknown_question_names_those_that_there_are() -> None:
         "exchanges",
         "first-token",
         "imports",
+        "journal",
         "panels",
         "stream-end",
         "token-delay",

@@ -148,6 +148,24 @@ def test_a_lock_that_lasts_lets_streams_go_on_and_nothing_be_sent(victim, path, 
     assert kept(path, 1) == (JobStatus.COMPLETED, text(planned), [])
 
 
+def test_a_lock_holds_no_stream_up_for_long(victim, path, way) -> None:
+    """All I/O is done in one thread: were each job to wait for the lock again and again, none would go on."""
+    session = Session(journal=path)
+    plan = [job("stream", f"held up {index}", words=50, pause=0.03) for index in range(6)]
+    connection = session.connect("stream", "stream", provider=way.url)
+    handles = [connection.submit(planned["input"]) for planned in plan]
+    eventually(lambda: all(handle.streamed() for handle in handles), "they stream")
+    victim.submit(path, way.url, [])
+    victim.evaluate("session.journal._db.execute('BEGIN IMMEDIATE') and 1")
+    started = time.monotonic()
+    assert [handle.output(30) for handle in handles] == [text(planned) for planned in plan]
+    assert time.monotonic() - started < 6  # 1.5 s, and the lock is waited for once
+    victim.kill()
+    eventually(lambda: all(handle.notes == [] for handle in handles), "the journal has caught up")
+    session.close()
+    assert [kept(path, handle.number)[1] for handle in handles] == [text(planned) for planned in plan]
+
+
 def test_a_lock_at_the_end_of_the_session_leaves_a_job_that_is_found_again(victim, path, way) -> None:
     """What could not be written at all is told as a gap, not passed over."""
     session = Session(journal=path)

@@ -22,18 +22,8 @@ from notebook_ext.types import Health, Job, JobStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import SimpleNamespace
 
     from IPython.core.interactiveshell import InteractiveShell
-
-
-@pytest.fixture
-def connected(notebook: Notebook, provider: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Notebook:
-    monkeypatch.setenv("LLAMA_KEY", KEY)
-    notebook.run(
-        f"%endpoint connect llama abc123 --provider {provider.url} --profile vllm --key-env LLAMA_KEY"
-    )
-    return notebook
 
 
 @pytest.fixture

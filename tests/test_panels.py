@@ -80,8 +80,8 @@ class Page:
     def row(self, number: int) -> list[str]:
         """The cells of a job's row, but for when it was sent."""
         texts, times = (_rows(child.value) for child in self.root().children[2].children[:2])
-        at = next(at for at, cells in enumerate(texts) if cells[0] == f"@{number}")
-        return [*texts[at][:4], *times[at]]
+        rows = ([*text[:4], *time] for text, time in zip(texts, times, strict=True))
+        return next((row for row in rows if row[0] == f"@{number}"), [])
 
     def has(self, label: str) -> bool:
         return any(self._labelled(label))
@@ -497,7 +497,7 @@ def test_time_in_the_queue_is_not_told_as_time_of_running(panels, page, session)
     panels.jobs(result, cell=(None, 1))
     until(lambda: page.row(2) == ["@2", "words", "queued", "second", "1.0 s", ""])
     go.set()
-    until(lambda: page.row(2)[2] == "running")
+    until(lambda: page.row(2)[2:3] == ["running"])
     queue, run = (float(time.removesuffix(" s")) for time in page.row(2)[4:])
     assert run < 1.0 <= queue
 
@@ -512,6 +512,115 @@ def test_a_table_that_nobody_sees_is_not_drawn(panels, page, session):
     assert "@1" not in page.text()
     page.views(1)
     until(lambda: "@1" in page.text())
+
+
+def test_a_job_that_is_stopped_by_another_way_is_cancelling_until_that_is_known(panels, page, elsewhere):
+    gate = threading.Event()
+
+    async def later(asked):
+        while not gate.is_set():
+            await asyncio.sleep(0.005)
+        return answer({"error": "no"}, 403)
+
+    running = {"id": "j-1", "status": "IN_PROGRESS"}
+    _, connection = elsewhere(
+        run=running, stream={**running, "stream": []}, status=running, health=COUNTERS, cancel=later
+    )
+    handle = connection.submit({"prompt": "x"})
+    panels.jobs(result, cell=(None, 1))
+    until(lambda: page.has("Cancel"))
+    stopping = handle.cancel_soon()
+    until(lambda: page.has("Cancelling"))
+    assert handle.is_stopping
+    assert page.row(1)[2] == "cancelling"
+    assert page.button("Cancelling").disabled
+    gate.set()
+    assert not stopping.result(5).confirmed
+    assert not handle.is_stopping
+    until(lambda: page.row(1)[2] == "running")
+    assert not page.button("Cancel").disabled
+
+
+# ---------------------------------------------------------------------------------- jobs from earlier
+
+
+@pytest.fixture
+def outliving(elsewhere, tmp_path):
+    """Jobs of an endpoint that lives elsewhere, in a journal: gives a function that opens a session on it."""
+    server, _ = elsewhere(
+        run=[
+            {"id": "j-1", "status": "COMPLETED", "output": "first"},
+            {"id": "j-2", "status": "FAILED", "error": "no"},
+        ],
+        retry={"id": "j-2", "status": "IN_QUEUE"},
+        stream={"status": "COMPLETED", "stream": []},
+        status={"id": "j-2", "status": "COMPLETED", "output": "second"},
+    )
+    with contextlib.ExitStack() as stack:
+
+        def opened() -> Session:
+            session = Session(journal=str(tmp_path / "journal.sqlite"))
+            stack.callback(session.close)
+            session.connect("ep", "ep", provider=server.url)
+            return session
+
+        earlier = opened()
+        for prompt in ("a haiku", "a failure"):
+            earlier.connect("ep").submit({"prompt": prompt}).wait(5)
+        yield opened, earlier
+
+
+def test_jobs_of_the_journal_stand_below_this_sessions(outliving, page):
+    opened, earlier = outliving
+    earlier.close()
+    session = opened()
+    Panels(session, page).jobs(result, cell=(None, 1))
+    until(lambda: "none yet · 2 from earlier" in page.text())
+    assert re.search(r"from earlier .*@2 ep failed a failure .*@1 ep completed a haiku", page.text())
+    page.button("Show").click()
+    until(lambda: "The result of @2" in page.text())
+    session.serve("echo", "echo").submit({"prompt": "mine"}).wait(5)
+    until(lambda: re.search(r"@3 echo completed mine .*from earlier .*@2 .*@1", page.text()))
+    page.button("Close").click()
+    until(lambda: page.cells[0].is_static)
+    assert "mine" in page.cells[0].bundle["text/plain"]
+    assert "haiku" not in page.cells[0].bundle["text/plain"]
+
+
+def test_a_failed_job_of_the_journal_is_retried_and_then_this_sessions(outliving, page):
+    opened, earlier = outliving
+    earlier.close()
+    session = opened()
+    Panels(session, page).jobs(result, cell=(None, 1))
+    until(lambda: page.has("Retry"))
+    page.button("Retry").click()
+    until(lambda: re.search(r"@2 ep completed a failure .*from earlier .*@1", page.text()))
+    assert session.handles[2].value == "second"
+
+
+def test_a_job_that_another_session_follows_has_no_cancel_and_changes_with_the_journal(
+    session, page, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("notebook_ext.jobs_pane.LOOK_EVERY", 0.05)
+    path = str(tmp_path / "journal.sqlite")
+    other, watching = Session(journal=path), Session(journal=path)
+    try:
+        (handle,) = held(other, 1)
+        until(lambda: handle.status is JobStatus.IN_PROGRESS)
+        Panels(watching, page).jobs(result, cell=(None, 1))
+        until(lambda: "another kernel follows it: %endpoint attach @1" in page.text())
+        assert [label for label in ("Cancel", "Retry", "Show") if _offered(page, label)] == ["Show"]
+        handle.cancel()
+        until(lambda: page.row(1)[2] == "cancelled")
+        assert page.row(1)[3] == "job number 0"
+    finally:
+        watching.close()
+        other.close()
+
+
+def _offered(page, label: str) -> bool:
+    rows = page.root().children[2].children[2].children
+    return any(b.description == label and _is_there(b) for row in rows for b in _buttons(row))
 
 
 def test_what_is_saved_of_a_table_is_a_table(panels, page, session):

@@ -114,7 +114,7 @@ def test_what_has_not_changed_is_not_sent_again(panel):
 def test_counters_without_end_take_no_more_widgets(panel):
     before = set(registry._instances)
     names = [f"counter{at}" for at in range(3 * SLOTS)]
-    panel.update(HealthView(Health(jobs=Counts({name: 1 for name in names}))))
+    panel.update(HealthView(Health(jobs=Counts(dict.fromkeys(names, 1)))))
     assert set(registry._instances) == before
     assert all(name in tiles(panel) for name in names)
     panel.update(HealthView(HEALTH))

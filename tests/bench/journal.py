@@ -163,7 +163,7 @@ def _following(folder: Path, settings: Settings) -> list[Figure]:
         return [
             *_submits(url, sessions, settings),
             *_ends(url, sessions, settings, tokens=3, interval=0.02),
-            *_ends(url, sessions, settings, tokens=2_000, interval=0.001),
+            *_ends(url, sessions, settings, tokens=2_000, interval=0.0005),
             *_delays(url, sessions, settings),
             *_bursts(sessions, settings),
         ]
@@ -198,7 +198,7 @@ def _ends(
     case = f"{tokens:,} tokens every {interval * 1000:g} ms; the floor is bare"
     goal = Goal(absolute=5.0, ratio=1.2)
     figure = Figure(case, "end of stream after COMPLETED", "ms", goal)
-    jobs = 2 if settings.quick else 6
+    jobs = 1 if settings.quick else 4
     job = {"tokens": tokens, "interval": interval, "first": 0.05}
     for _ in range(settings.repeats):
         inputs = [job | {"finish": 0.005 + 0.01 * phase / jobs} for phase in range(jobs)]
@@ -216,24 +216,24 @@ async def _in_turn(
     await follow_bare(floor, {"tokens": 1})
     named = {NOTHING if name == FLOOR else name: session for name, session in sessions.items()}
     seen: dict[str, list[Seen]] = {FLOOR: [], **{name: [] for name in named}}
-    for input in inputs:
-        seen[FLOOR].append(await follow_bare(floor, input))
+    for body in inputs:
+        seen[FLOOR].append(await follow_bare(floor, body))
         for name, session in named.items():
-            seen[name].append(await follow(session, input))
+            seen[name].append(await follow(session, body))
     await floor.close()
     return seen
 
 
 def _delays(url: str, sessions: dict[str, Session], settings: Settings) -> list[Figure]:
     """Many streams at once: the moment in which one of them is written down is a delay of the others."""
-    tokens, streams = (100, 4) if settings.quick else (400, 16)
+    tokens, streams = (50, 4) if settings.quick else (200, 16)
     case = f"{streams} streams at once, {tokens} tokens every 20 ms"
     figures = [Figure(case, f"delay per token {p}", "ms") for p in ("p50", "p95", "p99")]
-    input = {"tokens": tokens, "interval": 0.020, "first": 0.2, "finish": 0.005}
+    body = {"tokens": tokens, "interval": 0.020, "first": 0.2, "finish": 0.005}
 
     async def delays(session: Session) -> list[float]:
         found = []
-        for seen in await asyncio.gather(*(follow(session, input) for _ in range(streams))):
+        for seen in await asyncio.gather(*(follow(session, body) for _ in range(streams))):
             emitted = (await stamps(url, seen.job_id))["emitted"]
             found += [seen.asked + came - sent for came, sent in zip(seen.chunks, emitted, strict=True)]
         return found

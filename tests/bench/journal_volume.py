@@ -19,7 +19,7 @@ from tests.bench.contenders import ROOT
 from tests.bench.figures import FLOOR, OURS, Figure, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 MEMORY = ":memory:"
 CHARACTERS = 4
@@ -142,46 +142,51 @@ def _append(journal: Journal, total: int, batch: int) -> list[float]:
 def _sizes(folder: Path, settings: Settings) -> list[Figure]:
     """Bytes on the disk per byte of text; the floor is the text."""
     megabytes = 1 if settings.quick else 8
-    text = CHARACTERS * STREAMED
-    jobs = megabytes * 1_000_000 // text
-    kinds: dict[str, tuple[int, Callable[[Journal, str], None]]] = {
-        f"streamed in tokens of {CHARACTERS} characters, still running": (jobs, _stream),
-        "streamed, ended without an aggregate": (jobs, lambda journal, text: _stream(journal, text, end=())),
-        "streamed, ended with an aggregate of the tokens": (
-            jobs,
-            lambda journal, text: _stream(journal, text, end=(True,)),
-        ),
-        "plain output": (jobs, _return),
-        "plain output of 1 MB each": (megabytes, _return),
-    }
+    few, many = megabytes, megabytes * 1_000_000 // (CHARACTERS * STREAMED)
+    tokens = f"streamed in tokens of {CHARACTERS} characters"
+    kinds: list[tuple[str, int, Callable[[Journal, str], object]]] = [
+        (f"{tokens}, still running", many, _stream),
+        (f"{tokens}, ended without an output", many, _stream_to_the_end),
+        (f"{tokens}, ended with the tokens as its output", many, _stream_and_aggregate),
+        ("plain output", many, _return),
+        ("plain output of 1 MB", few, _return),
+    ]
     figures = []
-    for number, (case, (count, keep)) in enumerate(kinds.items()):
-        length = megabytes * 1_000_000 // count
-        figure = Figure(f"{count:,} jobs of {length / 1000:,.0f} KB of text", f"{case}: on disk per MB", "MB")
+    for number, (case, jobs, keep) in enumerate(kinds):
+        length = megabytes * 1_000_000 // jobs
+        figure = Figure(f"{jobs:,} jobs of {length / 1000:,.0f} KB of text", f"{case}: on disk per MB", "MB")
         path = folder / f"size-{number}.db"
         journal, writer = Journal(str(path)), Writer()
-        for _ in range(count):
+        for _ in range(jobs):
             keep(journal, writer.text(length))
         journal.close()
         figure.add(FLOOR, 1.0)
-        figure.add(OURS, _on_disk(path) / (count * length))
+        figure.add(OURS, _on_disk(path) / (jobs * length))
         figures.append(figure)
     return figures
 
 
-def _stream(journal: Journal, text: str, end: tuple[bool, ...] | None = None) -> None:
+def _stream(journal: Journal, text: str) -> int:
     number = journal.add(entry("hello"))
     tokens = chunks(text)
     for first in range(0, len(tokens), 25):
         journal.append(number, tokens[first : first + 25])
-    if end is not None:
-        aggregate = [token.output for token in tokens] if any(end) else None
-        journal.finish(number, ended(number, aggregate), chunks=tokens)
+    return number
+
+
+def _stream_to_the_end(journal: Journal, text: str) -> None:
+    number = _stream(journal, text)
+    journal.finish(number, ended(number))
+
+
+def _stream_and_aggregate(journal: Journal, text: str) -> None:
+    number = _stream(journal, text)
+    journal.finish(number, ended(number, [token.output for token in chunks(text)]))
 
 
 def _return(journal: Journal, text: str) -> None:
     number = journal.add(entry("hello"))
-    journal.finish(number, ended(number, text), chunks=[])
+    journal.finish(number, ended(number, text))
 
 
 def _on_disk(path: Path) -> int:
