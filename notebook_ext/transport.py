@@ -138,7 +138,7 @@ def _gunzipped(body: bytes, request: httpx.Request) -> bytes:
     except zlib.error as error:
         raise httpx.DecodingError(str(error), request=request) from error
     if not unpacking.eof:
-        why = f"unpacked it is over {MAX_BODY} bytes" if unpacking.unconsumed_tail else "it is cut off"
+        why = f"unpacked it is over {MAX_BODY} bytes" if len(unpacked) >= MAX_BODY else "it is cut off"
         raise httpx.DecodingError(why, request=request)
     return unpacked
 
