@@ -190,31 +190,37 @@ class Following:
                 async with contextlib.aclosing(self._in_turn()) as looks:
                     async for job in looks:
                         yield job
-            poll = asyncio.ensure_future(self._poll())
-            self._endpoint.held += 1
-            self._is_outstanding, cancelled = True, None
-            try:
-                if self._look and not self._seen:
-                    async with contextlib.aclosing(self._looks_until(poll)) as looks:
-                        async for job in looks:
-                            yield job
-                await asyncio.wait({poll})
-            except asyncio.CancelledError as error:
-                cancelled = error
-                await asyncio.wait({poll}, timeout=self._grace)
-                if not poll.done():
-                    raise
-            finally:
-                self._endpoint.held -= 1
-                await _stopped(poll)
-            chunks = poll.result()
-            if self._look and chunks and (started := self._changed_to(self._status)) is not None:
-                yield started
-            for chunk in chunks:
-                yield chunk
-            self._is_outstanding = False
-            if cancelled is not None:
-                raise cancelled
+            async with contextlib.aclosing(self._held_answer()) as events:
+                async for event in events:
+                    yield event
+
+    async def _held_answer(self) -> AsyncGenerator[StreamChunk | Job]:
+        """One held answer of the stream, and looks at the status until it comes."""
+        poll = asyncio.ensure_future(self._poll())
+        self._endpoint.held += 1
+        self._is_outstanding, cancelled = True, None
+        try:
+            if self._look and not self._seen:
+                async with contextlib.aclosing(self._looks_until(poll)) as looks:
+                    async for job in looks:
+                        yield job
+            await asyncio.wait({poll})
+        except asyncio.CancelledError as error:
+            cancelled = error
+            await asyncio.wait({poll}, timeout=self._grace)
+            if not poll.done():
+                raise
+        finally:
+            self._endpoint.held -= 1
+            await _stopped(poll)
+        chunks = poll.result()
+        if self._look and chunks and (started := self._changed_to(self._status)) is not None:
+            yield started
+        for chunk in chunks:
+            yield chunk
+        self._is_outstanding = False
+        if cancelled is not None:
+            raise cancelled
 
     async def _poll(self) -> list[StreamChunk]:
         """One answer of the stream: its chunks, or none where it was lost or is held back."""

@@ -71,7 +71,9 @@ def _open_anew(path: str, found: JournalError) -> Journal:
 
 def _is_damage(error: JournalError) -> bool:
     cause = error.__cause__
-    return isinstance(cause, sqlite3.DatabaseError) and getattr(cause, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+    if not isinstance(cause, sqlite3.DatabaseError):
+        return False
+    return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
 
 
 def _set_aside(path: str) -> str | None:

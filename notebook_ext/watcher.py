@@ -19,8 +19,11 @@ from notebook_ext.errors import (
     job_error,
 )
 from notebook_ext.following import TRANSIENT, Following, Patience, differs
-from notebook_ext.handle import Ended, JobHandle, Queued, Stopped
+from notebook_ext.handle import Ended, JobHandle, Stopped
+from notebook_ext.keeping import ChunkWriter, Keeper
 from notebook_ext.protocol import Operation
+from notebook_ext.queueing import QueueWatch
+from notebook_ext.stopping import end_of, stop
 from notebook_ext.types import Job, JobStatus, StreamChunk
 
 if TYPE_CHECKING:
@@ -41,29 +44,16 @@ RUNSYNC_HOLD = 5.0
 """Seconds that one `/runsync` may be held while a cell waits, so that an id to cancel is known soon."""
 STREAM_HOLD = 10.0
 """Seconds that the server may hold one answer of a stream that is followed again."""
-ID_PATIENCE = 45.0
-"""Seconds to wait for the id of a job that is to be cancelled; longer than a submission may take."""
 LEAVING = 0.3
 """Seconds to wait, when a session closes, for the answer that a job's stream owes."""
-STOP_PATIENCE = 12.0
-"""Seconds to wait for a cancelled job to be final."""
 LIST_PATIENCE = 10.0
 """Seconds to wait for a provider's list of requests."""
-JOURNAL_DELAY = 0.25
-"""Seconds that streamed chunks may be late in the journal."""
-JOURNAL_AGAIN, JOURNAL_AGAIN_LATER = 1.0, 60.0
-"""Seconds until what the journal could not take is offered to it again: at first, and at most."""
+JOURNAL_EVERY = 0.25
+"""Seconds between two looks at what another session has written of a job."""
 OWNER_EVERY = 2.0
 """Seconds between two looks at whether the session that follows a job is still there."""
 COLLECT_EVERY = 60.0
 """Seconds until a job that could no longer be followed is looked for again, so that its result is kept."""
-UP = ("idle", "ready", "running")
-"""Workers in these states need not be started."""
-HEALTH_AFTER, HEALTH_EVERY = 2.0, 5.0
-"""Seconds in the queue after which, and intervals at which, health is read to say why a job waits."""
-
-
-_LACKS = "the journal lacks some of this job: it could not be written"
 
 
 class Watcher:
@@ -78,8 +68,8 @@ class Watcher:
         self._journal = journal
         self._gave_up = gave_up
         self._tasks: set[asyncio.Task[EndpointError | None]] = set()
-        self._looks: dict[Endpoint, tuple[float, asyncio.Task[Queued]]] = {}
-        self._behind: dict[int, JobHandle] = {}  # the journal lacks something of these
+        self._keeper = Keeper(journal)
+        self._queues = QueueWatch(journal, self._keeper)
         self._left_whole: set[int] = set()  # nothing of these was lost when they were left
 
     def submit(self, handle: JobHandle, endpoint: Endpoint, submission: Submission) -> None:
@@ -137,31 +127,29 @@ class Watcher:
 
     async def close(self) -> None:
         """Follow no longer; the jobs go on, except those that are served here."""
-        tasks = [*self._tasks, *(look for _, look in self._looks.values())]
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for handle in list(self._behind.values()):
-            with contextlib.suppress(JournalError):
-                self._catch_up(handle)
+        await asyncio.gather(*tasks, *self._queues.cancel(), return_exceptions=True)
+        self._keeper.catch_up()
 
     def leave(self, handle: JobHandle) -> None:
         """End a handle because its session closes."""
         was = handle.status
         if handle.served and not was.is_final:
             fate = "it ended with its endpoint, which was served here"
-            self._saw(handle, replace(handle.job, status=JobStatus.LOST, seen_at=time.time()))
+            self._keeper.saw(handle, replace(handle.job, status=JobStatus.LOST, seen_at=time.time()))
         else:
             fate = "the job itself may go on"
-            self._doubt(handle)
+            self._keeper.doubt(handle)
         error = EndpointError(
             f"the session closed while @{handle.number} was {was}: {fate}", job_id=handle.id or None
         )
         handle.saw(Ended(error))
         if handle.status.is_final:
-            self._write(handle, self._finish, handle)
-        elif handle.number in self._left_whole and handle.number not in self._behind:
-            self._write(handle, self._journal.release, handle.number)
+            self._keeper.finish(handle)
+        elif handle.number in self._left_whole:
+            self._keeper.release(handle)
 
     def _start(self, handle: JobHandle, work: Coroutine[Any, Any, EndpointError | None]) -> None:
         """Do a job's work in a task; however that ends, whoever waits for the job hears of its end."""
@@ -174,7 +162,7 @@ class Watcher:
             bug = task.exception()
             error = task.result() if bug is None else self._broken(handle, bug)
             if handle.status.is_final:
-                self._write(handle, self._finish, handle)
+                self._keeper.finish(handle)
             handle.saw(Ended(error))
             if not handle.is_over:
                 self._gave_up(handle)
@@ -185,7 +173,7 @@ class Watcher:
 
     def _broken(self, handle: JobHandle, bug: BaseException) -> EndpointError:
         _log.error("the watcher of @%s broke", handle.number, exc_info=bug)
-        self._doubt(handle)
+        self._keeper.doubt(handle)
         return EndpointError(f"watching @{handle.number} broke: {bug!r}", job_id=handle.id or None)
 
     # --------------------------------------------------------------- what a task does; it returns the error
@@ -206,16 +194,16 @@ class Watcher:
         except _PERHAPS_QUEUED as error:
             return await self._look_for(handle, endpoint, error)
         except EndpointError as error:
-            self._write(handle, self._journal.discard, handle.number)
+            self._keeper.write(handle, self._journal.discard, handle.number)
             return error
-        self._saw(handle, job)
+        self._keeper.saw(handle, job)
         return await self._follow(handle, endpoint)
 
     async def _look_for(
         self, handle: JobHandle, endpoint: Endpoint, lost: EndpointError | None = None
     ) -> EndpointError | None:
         """Find a job whose submission was not answered in the provider's list of requests, if it has one."""
-        self._doubt(handle)
+        self._keeper.doubt(handle)
         try:
             async with asyncio.timeout(LIST_PATIENCE):
                 listed = await endpoint.requests()
@@ -227,7 +215,7 @@ class Watcher:
             return _unknown(handle, lost, _told(strangers))
         handle.note("the answer to its submission was lost; it was found again by its input")
         # Its id only: where it has ended already, its text is still to be read.
-        self._saw(handle, replace(handle.job, id=matches[0].id, status=JobStatus.IN_QUEUE))
+        self._keeper.saw(handle, replace(handle.job, id=matches[0].id, status=JobStatus.IN_QUEUE))
         return await self._follow(handle, endpoint)
 
     async def _follow_journal(self, handle: JobHandle, endpoint: Endpoint) -> EndpointError | None:
@@ -251,13 +239,13 @@ class Watcher:
                     is_ours = is_gone and self._journal.claim(handle.number, entry.owner)
                 if is_ours:
                     return await self._inherit(handle, endpoint, entry)
-            await asyncio.sleep(JOURNAL_DELAY)
+            await asyncio.sleep(JOURNAL_EVERY)
 
     async def _inherit(self, handle: JobHandle, endpoint: Endpoint, entry: Entry) -> EndpointError | None:
         """Follow a job whose session is gone."""
         if entry.served:
             handle.note("its endpoint was served by a kernel that has ended")
-            self._saw(handle, replace(handle.job, status=JobStatus.LOST, seen_at=time.time()))
+            self._keeper.saw(handle, replace(handle.job, status=JobStatus.LOST, seen_at=time.time()))
             return _error(handle)
         if not handle.id:
             return await self._look_for(handle, endpoint)
@@ -272,8 +260,8 @@ class Watcher:
         queued: asyncio.Future[None],
     ) -> EndpointError | None:
         # Before it is sent: who is killed meanwhile must not leave a job that runs as one that has ended.
-        self._write(handle, self._journal.restart, handle.number)
-        self._saw(handle, handle.job)
+        self._keeper.write(handle, self._journal.restart, handle.number)
+        self._keeper.saw(handle, handle.job)
         try:
             job = await self._queued_again(handle, endpoint, earlier)
             queued.set_result(None)
@@ -284,7 +272,7 @@ class Watcher:
             return handle.error
         finally:
             queued.cancel()  # no more than that where it is done: nobody is to wait for ever
-        self._saw(handle, job)
+        self._keeper.saw(handle, job)
         return await self._follow(handle, endpoint)
 
     async def _queued_again(self, handle: JobHandle, endpoint: Endpoint, earlier: Job) -> Job:
@@ -302,8 +290,8 @@ class Watcher:
         self, handle: JobHandle, endpoint: Endpoint, *, has_gap: bool = False
     ) -> EndpointError | None:
         """The watcher: the one reader of a job, from its id to its end."""
-        chunks = _ChunkWriter(lambda rows: self._journal.append(handle.number, rows))
-        reasons = asyncio.ensure_future(self._read_health(handle, endpoint))
+        chunks = self._keeper.chunks(handle)
+        reasons = asyncio.ensure_future(self._queues.watch(handle, endpoint))
         try:
             if not handle.status.is_final:
                 await self._read(handle, endpoint, chunks, has_gap=has_gap)
@@ -314,22 +302,22 @@ class Watcher:
             handle.note("text may be missing: answers were lost on the way")
             return None
         except JobLost as lost:
-            self._saw(handle, lost.job)
+            self._keeper.saw(handle, lost.job)
             return _error(handle)
         except EndpointError as failure:
             return failure
         finally:
             reasons.cancel()
-            self._write(handle, chunks.flush)
+            self._keeper.write(handle, chunks.flush)
 
     async def _read(
-        self, handle: JobHandle, endpoint: Endpoint, chunks: _ChunkWriter, *, has_gap: bool
+        self, handle: JobHandle, endpoint: Endpoint, chunks: ChunkWriter, *, has_gap: bool
     ) -> None:
         if handle.operation == "runsync":
             patience = Patience(f"@{handle.number} on {handle.endpoint}", handle.id)
             while not handle.status.is_final:
                 try:
-                    self._saw(handle, await endpoint.status_sync(handle.id, wait=RUNSYNC_HOLD))
+                    self._keeper.saw(handle, await endpoint.status_sync(handle.id, wait=RUNSYNC_HOLD))
                     patience.renew()
                 except TRANSIENT as error:
                     await patience.after(error)
@@ -358,7 +346,7 @@ class Watcher:
             raise
 
     async def _read_events(
-        self, handle: JobHandle, source: AsyncGenerator[StreamChunk | Job], chunks: _ChunkWriter
+        self, handle: JobHandle, source: AsyncGenerator[StreamChunk | Job], chunks: ChunkWriter
     ) -> None:
         async with contextlib.aclosing(source) as events:
             async for event in events:
@@ -367,90 +355,7 @@ class Watcher:
                     chunks.add(event)
                 else:
                     chunks.try_flush()
-                    self._saw(handle, event)
-
-    async def _read_health(self, handle: JobHandle, endpoint: Endpoint) -> None:
-        """While a job is queued, ask now and then how the workers are, so that somebody can say why."""
-        await asyncio.sleep(HEALTH_AFTER)
-        was_cold = False
-        while handle.status is JobStatus.IN_QUEUE:
-            with contextlib.suppress(EndpointError):
-                queued = await self._look_at_queue(endpoint)
-                handle.saw(queued)
-                if not was_cold and not any(map(queued.health.workers.get, UP)):
-                    was_cold = True  # it waits for a worker to start
-                    self._write(handle, self._journal.was_cold, handle.number)
-            await asyncio.sleep(HEALTH_EVERY)
-
-    async def _look_at_queue(self, endpoint: Endpoint) -> Queued:
-        """What is known of a queue: asked once for all jobs that wait in it."""
-        asked, look = self._looks.get(endpoint, (float("-inf"), None))
-        if look is None or time.monotonic() - asked >= HEALTH_EVERY / 2:
-            look = asyncio.get_running_loop().create_task(self._queue_of(endpoint))
-            look.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody waits
-            self._looks[endpoint] = time.monotonic(), look
-        return await asyncio.shield(look)
-
-    async def _queue_of(self, endpoint: Endpoint) -> Queued:
-        health = await endpoint.health()
-        cold_starts: tuple[float, ...] = ()
-        with contextlib.suppress(JournalError):
-            cold_starts = self._journal.cold_starts(endpoint.provider.base_url, endpoint.id)
-        return Queued(health, cold_starts)
-
-    def _saw(self, handle: JobHandle, job: Job) -> None:
-        """First the journal, then everybody else."""
-        if handle.status.is_final and (not job.status.is_final or job.status is JobStatus.LOST):
-            return  # an answer that another one has overtaken, or an expiry after the end
-        if job.status is JobStatus.LOST and not job.id:
-            job = replace(job, id=handle.id)
-        if not job.status.is_final:  # the end is kept at the end, with all that belongs to it
-            self._write(handle, self._journal.update, handle.number, job)
-        handle.saw(job)
-
-    def _doubt(self, handle: JobHandle) -> None:
-        """Nobody knows whether a job without an id was queued."""
-        if not handle.id and not handle.status.is_final:
-            self._saw(handle, replace(handle.job, status=JobStatus.AMBIGUOUS, seen_at=time.time()))
-
-    def _write(self, handle: JobHandle, write: Callable[..., None], *what: Any) -> None:
-        """Tell the journal; a job goes on without it, and what it could not take is offered again."""
-        try:
-            write(*what)
-        except JournalError as error:
-            self._fell_behind(handle, error, JOURNAL_AGAIN)
-
-    def _fell_behind(self, handle: JobHandle, error: JournalError, pause: float) -> None:
-        if _LACKS not in handle.notes:
-            _log.warning("@%s: %s", handle.number, error)
-            handle.note(_LACKS)
-        if handle.number not in self._behind:
-            self._behind[handle.number] = handle
-            with contextlib.suppress(RuntimeError):  # no loop: the session is closing
-                asyncio.get_running_loop().call_later(pause, self._try_again, handle, pause)
-
-    def _try_again(self, handle: JobHandle, pause: float) -> None:
-        try:
-            self._catch_up(handle)
-        except JournalError as error:
-            self._fell_behind(handle, error, min(2 * pause, JOURNAL_AGAIN_LATER))
-
-    def _catch_up(self, handle: JobHandle) -> None:
-        """Tell the journal all that is known of a job."""
-        del self._behind[handle.number]
-        if handle.never_submitted:
-            self._journal.discard(handle.number)
-        elif handle.done and handle.status.is_final:
-            self._finish(handle)
-        else:
-            self._journal.append(handle.number, handle.streamed())
-            if not handle.status.is_final:
-                self._journal.update(handle.number, handle.job)
-        handle.notes[:] = [note for note in handle.notes if note != _LACKS]
-
-    def _finish(self, handle: JobHandle) -> None:
-        notes = [note for note in handle.notes if note != _LACKS]
-        self._journal.finish(handle.number, handle.job, notes, handle.streamed())
+                    self._keeper.saw(handle, event)
 
     # ------------------------------------------------------------------ asked for
 
@@ -468,101 +373,14 @@ class Watcher:
             return job
         if handle.done and job.status.is_final:
             self.resume(handle, endpoint)  # it has more to tell than its state
-            await self._end_of(handle, job)
+            await end_of(handle, job, self._keeper)
         else:
-            self._saw(handle, job)
+            self._keeper.saw(handle, job)
         return job
 
     async def stop(self, handle: JobHandle, endpoint: Endpoint) -> Stopped:
-        """Ask the server to cancel a job, and look until it is final."""
-        # A submission whose answer is outstanding goes on, so that there is an id to cancel.
-        try:
-            async with asyncio.timeout(ID_PATIENCE):
-                await handle.id_known()
-        except TimeoutError:
-            self._doubt(handle)
-            return Stopped(
-                handle,
-                False,
-                AnswerLost(
-                    f"its submission was not answered within {ID_PATIENCE:g} s; it may have been queued"
-                ),
-            )
-        if handle.is_over:
-            return _outcome(handle, handle.error)
-        try:
-            async with asyncio.timeout(STOP_PATIENCE):
-                await self._cancel(handle, endpoint)
-                job = await endpoint.status(handle.id)
-                while not job.status.is_final:
-                    self._saw(handle, job)
-                    job = await endpoint.status_sync(handle.id, wait=1.0)
-        except JobLost as error:
-            job = error.job
-        except (EndpointError, TimeoutError) as error:
-            return _outcome(handle, error if isinstance(error, EndpointError) else None)
-        await self._end_of(handle, job)
-        return _outcome(handle, None)
-
-    async def _cancel(self, handle: JobHandle, endpoint: Endpoint) -> None:
-        before = handle.was_stopped
-        handle.was_stopped = True  # already now: the watcher may see the end before this answer comes
-        try:
-            await endpoint.cancel(handle.id)
-        except (AnswerLost, ServerError, ProtocolError):
-            raise  # it was sent
-        except EndpointError:
-            handle.was_stopped = before
-            raise
-
-    async def _end_of(self, handle: JobHandle, job: Job) -> None:
-        """See to it that a handle has ended: its watcher sees the same, and has the last chunks."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2.0):
-                await handle.ended()
-        if not handle.status.is_final:
-            self._saw(handle, job)
-
-
-class _ChunkWriter:
-    """Writes chunks to the journal in batches, at most `JOURNAL_DELAY` late; those it cannot take, again.
-
-    Args:
-        write: Writes a batch, or raises.
-    """
-
-    def __init__(self, write: Callable[[list[StreamChunk]], None]) -> None:
-        self._write = write
-        self._waiting: list[StreamChunk] = []
-        self._timer: asyncio.TimerHandle | None = None
-
-    def add(self, chunk: StreamChunk) -> None:
-        self._waiting.append(chunk)
-        if self._timer is None:
-            self._start_timer(JOURNAL_DELAY)
-
-    def try_flush(self) -> None:
-        try:
-            self.flush()
-        except JournalError as error:
-            _log.warning("chunks wait for the journal: %s", error)
-            self._start_timer(JOURNAL_AGAIN)
-
-    def flush(self) -> None:
-        """Write what waits.
-
-        Raises:
-            JournalError: It could not be written, and still waits.
-        """
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._waiting:
-            self._write(self._waiting)
-            self._waiting = []
-
-    def _start_timer(self, seconds: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, self.try_flush)
+        """Stop a remote job, and see that it has stopped."""
+        return await stop(handle, endpoint, self._keeper)
 
 
 def _unknown(handle: JobHandle, lost: EndpointError | None, known: str) -> EndpointError:
@@ -589,8 +407,3 @@ def _told(strangers: list[Job]) -> str:
 
 def _error(handle: JobHandle) -> EndpointError | None:
     return job_error(handle.job, f"@{handle.number} on {handle.endpoint}")
-
-
-def _outcome(handle: JobHandle, error: EndpointError | None) -> Stopped:
-    confirmed = handle.status.is_final or handle.never_submitted
-    return Stopped(handle, confirmed, None if confirmed else error)

@@ -29,7 +29,8 @@ OURS = {
     "wire": "",
     "tls": "",
     "transport": "tls wire",
-    "exchange": "transport config limits protocol providers types errors",
+    "answers": "types",
+    "exchange": "answers transport config limits protocol providers types errors",
     "following": "types errors",
     "client": "exchange following limits protocol providers types errors",
     "server": "protocol types errors",
@@ -45,7 +46,11 @@ OURS = {
     "handle": "run types errors",
     "connection": "types errors client@typing handle@typing providers@typing session@typing",
     "recovery": "following handle types errors client@typing entry@typing journal@typing watcher@typing",
-    "watcher": "following handle protocol types errors client@typing connection@typing entry@typing journal@typing",
+    "keeping": "types errors handle@typing journal@typing",
+    "stopping": "handle errors types@typing client@typing keeping@typing",
+    "queueing": "handle types errors client@typing journal@typing keeping@typing",
+    "watcher": "following keeping stopping queueing handle protocol types errors client@typing connection@typing "
+    "entry@typing journal@typing",
     "directory": "connection config providers errors entry@typing session@typing client@late limits@late server@late",
     "session": "directory protocol recovery watcher loop connection handle journal journal_file entry config providers types errors "
     "client@late limits@late transport@late server@late",
@@ -109,6 +114,7 @@ LIBRARIES = {
     "wire": "httpx httptools",  # the connections under httpx's client, with its exceptions
     "tls": "certifi",  # whom httpx trusts; httpx brings it
     "transport": "httpx",
+    "answers": "httpx@typing",
     "exchange": "httpx tenacity",  # the client's interface; the pauses between attempts
     "server": "starlette uvicorn",
     "server.outbound": "httpx",  # webhooks and upstreams

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 from rude import KEY, answer, rude, script
 
-from notebook_ext import following, watcher
+from notebook_ext import following, queueing, stopping
 from notebook_ext.config import Config, SavedEndpoint
 from notebook_ext.errors import (
     AnswerLost,
@@ -267,8 +267,8 @@ def test_progress_is_told_to_those_who_listen(session) -> None:
 
 
 def test_health_is_read_while_a_job_waits_in_the_queue(session, monkeypatch) -> None:
-    monkeypatch.setattr(watcher, "HEALTH_AFTER", 0.01)
-    monkeypatch.setattr(watcher, "HEALTH_EVERY", 0.01)
+    monkeypatch.setattr(queueing, "HEALTH_AFTER", 0.01)
+    monkeypatch.setattr(queueing, "HEALTH_EVERY", 0.01)
     gate, healths = Gate(), []
     connection = session.serve("demo", gate)
     running, queued = connection.submit(1), connection.submit(2)
@@ -496,7 +496,7 @@ def test_a_cancel_during_the_submission_waits_for_the_id(session, elsewhere) -> 
 
 
 def test_a_cancel_that_the_server_does_not_confirm_is_told_so(session, elsewhere, monkeypatch) -> None:
-    monkeypatch.setattr(watcher, "STOP_PATIENCE", 0.3)
+    monkeypatch.setattr(stopping, "STOP_PATIENCE", 0.3)
     goes_on = {"id": "job-1", "status": "IN_PROGRESS"}
     server = elsewhere(
         script(
@@ -1264,7 +1264,7 @@ def test_a_journal_that_fails_is_one_note(session, elsewhere, caplog) -> None:
 def test_a_submission_that_is_never_answered_is_not_waited_for_without_end(
     session, elsewhere, monkeypatch
 ) -> None:
-    monkeypatch.setattr(watcher, "ID_PATIENCE", 0.05)
+    monkeypatch.setattr(stopping, "ID_PATIENCE", 0.05)
     release = threading.Event()
 
     async def run(asked):
@@ -1469,7 +1469,7 @@ def test_a_session_that_hangs_closes_in_its_time_and_every_handle_ends(monkeypat
     session, gate = Session(), Gate()
     handle = session.serve("demo", gate).submit({})
     assert gate.started.wait(5)
-    end_server, end_loop = session._server.stop, session.loop.close
+    end_server, end_loop = session.endpoints._server.stop, session.loop.close
     with monkeypatch.context() as patch:
         patch.setattr(session._watcher, "close", lambda: asyncio.sleep(60))
         patch.setattr(session.loop, "close", lambda timeout: None)
