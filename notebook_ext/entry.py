@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["COLUMNS", "LARGE_COLUMNS", "Entry", "body_hash", "from_row", "job_to_row", "to_row"]
 
 _PLAIN = (
-    "number", "endpoint", "endpoint_id", "provider", "base_url", "key_variable", "served", "operation",
+    "number", "endpoint", "endpoint_id", "provider", "base_url", "key_variable", "served", "detached",
+    "operation",
     "profile", "rate", "notebook", "cell", "owner", "submitted_at",
 )  # fmt: skip
 _PLAIN_OF_JOB = ("delay_time", "execution_time", "worker_id", "retries", "seen_at")
@@ -39,6 +40,7 @@ class Entry:
         base_url: Where it was sent.
         key_variable: The environment variable with its key; None means the provider's.
         served: Whether the session that submitted it served its endpoint, so that both ended together.
+        detached: Whether it goes on when its kernel ends.
         operation: run or runsync.
         profile: How its input was laid out and its output is read.
         rate: Dollars per second of running time; None where it is not known.
@@ -59,6 +61,7 @@ class Entry:
     base_url: str
     key_variable: str | None = None
     served: bool = False
+    detached: bool = False
     operation: str = "run"
     profile: str = "raw"
     rate: float | None = None
@@ -133,7 +136,9 @@ def from_row(row: Sequence[Any], get: Callable[[Reference], str]) -> Entry:
         error=None if error is None else WorkerError(**error),
         **{name: values[name] for name in _PLAIN_OF_JOB},
     )
-    plain = {name: values[name] for name in _PLAIN} | {"served": bool(values["served"])}
+    plain = {name: values[name] for name in _PLAIN} | {
+        name: bool(values[name]) for name in ("served", "detached")
+    }
     options, notes = json.loads(values["options"]), (*json.loads(values["notes"]), *gone)
     return Entry(**plain, input=asked, options=options, notes=notes, job=job)
 

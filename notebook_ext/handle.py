@@ -85,6 +85,8 @@ class Stopped:
             return f"{name} CANCELLED{ran or ' before it ran'}"
         if job.status is JobStatus.LOST:
             return f"{name} LOST: the server no longer knows it"
+        if self.handle.was_stopped:
+            return f"{name} ended while it was being cancelled: {job.status}{ran}; what came of it is kept"
         return f"{name} was already {job.status}{ran}"
 
 
@@ -133,6 +135,7 @@ class JobHandle:
         operation: str = "run",
         rate: float | None = None,
         served: bool = False,
+        detached: bool = False,
         body_hash: str = "",
         has_retry: bool = True,
     ) -> None:
@@ -148,7 +151,7 @@ class JobHandle:
         self.served = served
         self.submitted_at = submitted_at
         self.job = job
-        self.detached = False
+        self.detached = detached
         self.was_stopped = False
         self.notes: list[str] = []
         self._run = Run(is_queued=job.status is JobStatus.IN_QUEUE)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import Magics, line_cell_magic, magics_class, needs_local_scope, no_var_expand
 from traitlets import Bool, Float, Unicode, default
 
+from notebook_ext.errors import EndpointError
+
 if TYPE_CHECKING:
     from notebook_ext.kernel import FrontEnd
     from notebook_ext.session import Session
@@ -115,10 +117,15 @@ class EndpointMagics(Magics):
         """Take over what an earlier session left, and say so in one line; nothing where nothing was left."""
         from notebook_ext.journal_file import count_left
 
-        if count_left(self.journal):
+        if not count_left(self.journal):
+            return
+        try:
             greeting = self.verbs.greeting()
-            if greeting:
-                print(greeting)
+        except EndpointError as error:  # the extension is loaded all the same
+            print(f"what an earlier kernel left could not be looked at: {error}", file=sys.stderr)
+            return
+        if greeting:
+            print(greeting)
 
     def display(self, value: Any) -> None:
         """Show a job, a handle, counters or a list of jobs that is a cell's result."""

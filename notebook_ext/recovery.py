@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from notebook_ext.watcher import Watcher
 
 __all__ = ["Recovered", "Recovery"]
+
+_log = logging.getLogger(__name__)
 
 UNKNOWN_FOR = 86400.0
 """Seconds after which a submission that was never answered is no longer looked for: the time to live
@@ -126,18 +129,24 @@ class Recovery:
         """Become the one that follows the open jobs whose session is gone, so that no result is lost."""
         recovered = Recovered([], [])
         for entry in self._journal.open_entries():
-            is_too_old = not entry.job.id and time.time() - entry.submitted_at > UNKNOWN_FOR
-            if is_too_old or self._journal.is_alive(entry.owner):
-                continue
-            if not self._journal.claim(entry.number, entry.owner):
-                continue  # another session was faster
-            if entry.served:
-                recovered.ended.append(self._end(entry))
-            else:
-                handle = self.recall(entry)
-                self._follow(handle, entry)
-                recovered.handles.append(handle)
+            try:
+                self._take(entry, recovered)
+            except EndpointError as error:  # one that cannot be followed now must not hide the others
+                _log.warning("@%s on %s cannot be taken over: %s", entry.number, entry.endpoint, error)
         return recovered
+
+    def _take(self, entry: Entry, recovered: Recovered) -> None:
+        is_too_old = not entry.job.id and time.time() - entry.submitted_at > UNKNOWN_FOR
+        if is_too_old or self._journal.is_alive(entry.owner):
+            return
+        if not self._journal.claim(entry.number, entry.owner):
+            return  # another session was faster
+        if entry.served:
+            recovered.ended.append(self._end(entry))
+            return
+        handle = self.recall(entry)
+        recovered.handles.append(handle)
+        self._follow(handle, entry)
 
     def _follow(self, handle: JobHandle, entry: Entry) -> None:
         handle.go_on()

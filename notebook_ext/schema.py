@@ -24,6 +24,7 @@ MIGRATIONS: Sequence[str] = (
         base_url TEXT NOT NULL,
         key_variable TEXT,
         served INTEGER NOT NULL,
+        detached INTEGER NOT NULL,
         operation TEXT NOT NULL,
         profile TEXT NOT NULL,
         rate REAL,

@@ -121,7 +121,6 @@ class Session:
                 "':memory:'` goes on without a file"
             ) from error
         handle = self._handle(replace(entry, number=number))
-        handle.detached = submission.detached
         self._keep(handle, connection.endpoint)
         self._watcher.submit(handle, connection.endpoint, submission)
         return handle
@@ -143,6 +142,7 @@ class Session:
             base_url=connection.provider.base_url,
             key_variable=connection.provider.key_variable,
             served=connection.served,
+            detached=submission.detached,
             operation="runsync" if submission.sync else "run",
             profile=profile or connection.profile,
             rate=connection.rate,
@@ -166,6 +166,7 @@ class Session:
             operation=entry.operation,
             rate=entry.rate,
             served=entry.served,
+            detached=entry.detached,
             body_hash=entry.body_hash,
             has_retry=Operation.RETRY in providers.PROVIDERS.get(entry.provider, providers.RUNPOD).routes,
         )
