@@ -107,7 +107,7 @@ def job_to_row(job: Job, put: Callable[[str], Reference]) -> dict[str, Any]:
         "job_id": job.id,
         "status": str(job.status),
         "is_final": job.status.is_final,
-        "output": put(json.dumps(job.output)) if job.has_output else None,
+        "output": put(json.dumps(job.output, separators=(",", ":"))) if job.has_output else None,
         "error": error,
         **{name: getattr(job, name) for name in _PLAIN_OF_JOB},
     }

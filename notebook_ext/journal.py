@@ -19,7 +19,7 @@ from notebook_ext.errors import JournalError
 from notebook_ext.leases import Presence
 from notebook_ext.schema import migrate
 from notebook_ext.types import Job, StreamChunk
-from notebook_ext.values import Values
+from notebook_ext.values import Reference, Values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,6 +36,9 @@ COLD_STARTS = 20
 """How many of an endpoint's last cold starts are looked at."""
 INDEXED = 20_000
 """Characters of a prompt, and of an answer, that a search sees."""
+
+_AS_OUTPUT = ""
+"""In place of what a job has streamed, where its output is the very list of that."""
 
 _UNWRITABLE = (sqlite3.Error, OSError, ValueError, OverflowError, RecursionError)
 """A full disk; half of a surrogate pair; a number too large for SQLite; JSON that is too deep."""
@@ -105,7 +108,6 @@ class Journal:
                     self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = NORMAL")
-                self._db.execute("PRAGMA foreign_keys = ON")
                 migrate(self._db)
                 self._check_writable()
                 self._presence = Presence(sessions_of(path) if self.is_kept else None)
@@ -214,10 +216,16 @@ class Journal:
             )
 
     def append(self, number: int, chunks: Iterable[StreamChunk]) -> None:
-        """Keep streamed chunks, all of them in one transaction."""
+        """Keep streamed chunks that follow one another, all of them in one row."""
+        batch = list(chunks)
+        if not batch:
+            return
+        outputs = _packed([chunk.output for chunk in batch])
         with self._using(), self._writing() as db:
-            rows = [(number, chunk.index, self._values.put(json.dumps(chunk.output))) for chunk in chunks]
-            db.executemany("INSERT OR REPLACE INTO chunks (number, position, output) VALUES (?, ?, ?)", rows)
+            db.execute(
+                "INSERT OR REPLACE INTO chunks (number, position, count, outputs) VALUES (?, ?, ?, ?)",
+                (number, batch[0].index, len(batch), self._values.put(outputs)),
+            )
 
     def finish(
         self, number: int, job: Job, notes: Sequence[str] = (), chunks: Sequence[StreamChunk] | None = None
@@ -233,8 +241,10 @@ class Journal:
         streamed = [chunk.output for chunk in (self.chunks(number) if chunks is None else chunks)]
         answer = "".join(texts(streamed)) if streamed else "\n".join(texts(job.output))
         with self._using():
-            row = job_to_row(job, str) | {
-                "streamed": json.dumps(streamed) if streamed else None,
+            row = job_to_row(job, str)
+            packed = _packed(streamed) if streamed else None
+            row |= {
+                "streamed": _AS_OUTPUT if packed is not None and packed == row["output"] else packed,
                 "notes": json.dumps(list(notes)),
                 "owner": None,
             }
@@ -262,6 +272,7 @@ class Journal:
         """Forget a job that surely was never submitted."""
         with self._using(), self._writing() as db:
             db.execute("DELETE FROM jobs WHERE number = ?", (number,))
+            db.execute("DELETE FROM chunks WHERE number = ?", (number,))
             db.execute("DELETE FROM texts WHERE rowid = ?", (number,))
 
     def was_cold(self, number: int) -> None:
@@ -346,14 +357,24 @@ class Journal:
         """What a job has streamed so far, in order, from the chunk of that index on."""
         with self._using() as db:  # in this order: a job that ends meanwhile is packed in between
             rows = db.execute(
-                "SELECT position, output FROM chunks WHERE number = ? AND position >= ? ORDER BY position",
+                "SELECT position, outputs FROM chunks WHERE number = ? AND position + count > ?"
+                " ORDER BY position",
                 (number, first),
             ).fetchall()
             if rows:
-                return [StreamChunk(json.loads(self._values.get(output)), index) for index, output in rows]
-            packed = db.execute("SELECT streamed FROM jobs WHERE number = ?", (number,)).fetchone()
+                return self._unpacked(rows, first)
+            packed = db.execute(
+                "SELECT iif(streamed = ?, output, streamed) FROM jobs WHERE number = ?", (_AS_OUTPUT, number)
+            ).fetchone()
             outputs = json.loads(self._values.get(packed[0])) if packed and packed[0] is not None else []
             return [StreamChunk(output, index) for index, output in enumerate(outputs)][first:]
+
+    def _unpacked(self, rows: Sequence[tuple[int, Reference]], first: int) -> list[StreamChunk]:
+        """The chunks of rows, which overlap where what could not be written was written again."""
+        found: dict[int, Any] = {}
+        for position, outputs in rows:
+            found.update(enumerate(json.loads(self._values.get(outputs)), position))
+        return [StreamChunk(found[index], index) for index in sorted(found) if index >= first]
 
     def cold_starts(self, base_url: str, endpoint_id: str) -> tuple[float, ...]:
         """Seconds that an endpoint's last jobs waited for a worker to start, newest first."""
@@ -437,11 +458,14 @@ class Journal:
     def _remove(self, where: str, *values: object) -> int:
         with self._using() as db:
             with self._writing():
-                db.execute(
-                    f"DELETE FROM texts WHERE rowid IN (SELECT number FROM jobs WHERE is_final AND {where})",  # noqa: S608 - ours
-                    values,
-                )
-                cursor = db.execute(f"DELETE FROM jobs WHERE is_final AND {where}", values)  # noqa: S608 - ours
+                gone = f"is_final AND {where}"
+                # A foreign key would do this by itself, and make the end of every stream twice as long.
+                for table, key in (("texts", "rowid"), ("chunks", "number")):
+                    db.execute(
+                        f"DELETE FROM {table} WHERE {key} IN (SELECT number FROM jobs WHERE {gone})",  # noqa: S608 - ours
+                        values,
+                    )
+                cursor = db.execute(f"DELETE FROM jobs WHERE {gone}", values)  # noqa: S608 - ours
             if cursor.rowcount:
                 db.execute("PRAGMA incremental_vacuum").fetchall()
                 with self._writing():
@@ -451,7 +475,7 @@ class Journal:
     def _references(self) -> set[bytes]:
         tables = "SELECT input FROM jobs UNION SELECT output FROM jobs UNION SELECT error FROM jobs"
         rows = self._db.execute(
-            f"{tables} UNION SELECT streamed FROM jobs UNION SELECT output FROM chunks"  # noqa: S608 - ours
+            f"{tables} UNION SELECT streamed FROM jobs UNION SELECT outputs FROM chunks"  # noqa: S608 - ours
         )
         return {value for (value,) in rows if isinstance(value, bytes)}
 
@@ -472,6 +496,10 @@ def texts(value: Any) -> Iterator[str]:
             waiting.extend(reversed(item.values()))
         elif isinstance(item, list):
             waiting.extend(reversed(item))
+
+
+def _packed(outputs: list[Any]) -> str:
+    return json.dumps(outputs, separators=(",", ":"))
 
 
 def _changes(row: Mapping[str, object]) -> str:

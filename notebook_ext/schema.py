@@ -53,10 +53,11 @@ MIGRATIONS: Sequence[str] = (
     CREATE INDEX jobs_that_are_open ON jobs (number) WHERE NOT is_final;
     CREATE INDEX cold_starts ON jobs (base_url, endpoint_id, number) WHERE was_cold;
     CREATE TABLE chunks (
-        number INTEGER NOT NULL REFERENCES jobs (number) ON DELETE CASCADE,
+        number INTEGER NOT NULL,
         position INTEGER NOT NULL,
-        output TEXT NOT NULL,
-        PRIMARY KEY (number, position)
+        count INTEGER NOT NULL,
+        outputs TEXT NOT NULL,
+        PRIMARY KEY (number, position, count)
     ) WITHOUT ROWID;
     CREATE VIRTUAL TABLE texts USING fts5 (prompt, answer);
     """,

@@ -95,7 +95,7 @@ def test_a_batch_that_fails_leaves_nothing_and_the_next_one_is_kept(journal) -> 
     with pytest.raises(TypeError):
         journal.append(number, [StreamChunk("a", 0), StreamChunk(object(), 1)])
     with pytest.raises(JournalError):
-        journal.append(99, [StreamChunk("of no job", 0)])
+        journal.append(2**70, [StreamChunk("of a number that SQLite has not", 0)])
     journal.append(number, [StreamChunk("b", 0)])
     assert journal.chunks(number) == [StreamChunk("b", 0)]
 

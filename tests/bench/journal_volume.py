@@ -232,7 +232,7 @@ def _milliseconds(work: Callable[[], object]) -> float:
 # ------------------------------------------------------------------ memory
 
 SCRIPT = """
-import asyncio, json, sys
+import json, sys
 import psutil
 import IPython, ipykernel.ipkernel, ipykernel.zmqshell, ipywidgets
 from IPython.core.interactiveshell import InteractiveShell
