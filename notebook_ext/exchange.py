@@ -6,17 +6,17 @@ With `transport` and the server's `outbound` the only module that imports httpx.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import re
 import time
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import tenacity
 
 from notebook_ext import config, transport
+from notebook_ext.answers import excerpt, is_refusal, retry_after, without_key
 from notebook_ext.errors import (
     AnswerLost,
     APIError,
@@ -35,7 +35,6 @@ from notebook_ext.errors import (
     TransportError,
 )
 from notebook_ext.protocol import Operation
-from notebook_ext.types import whole_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,16 +48,18 @@ JOB_ID = re.compile(r"[\w.-]+", re.ASCII)
 """Ids are opaque, but they stand in a path."""
 
 REQUEST_TIMEOUT = 30.0
-"""Seconds to wait for the answer to one request that the server does not hold."""
+"""Seconds to wait for the answer to one request that the server does not hold, repetitions included."""
 CONNECT_TIMEOUT = 10.0
 HOLD_MARGIN = 15.0
 """Seconds beyond a hold after which the answer is given up."""
-ATTEMPTS = 5
-"""How often a request that is safe to repeat is tried."""
+ATTEMPTS = 6
+"""How often a request that is safe to repeat is tried at most."""
+REFUSED_PAUSE = 5.0
+"""How much longer than after a hiccup the pause is after a refusal that does not say how long."""
 FRESH_JOB = 5.0
 """Seconds during which a 404 for a job that we submitted ourselves may mean "not yet"."""
-SHORTEST_SECRET = 16
-"""Characters: a shorter key is a local server's "test" or "none", and is part of many a text."""
+SHORTEST_TRY = 0.1
+"""Seconds that an attempt has at least: it may begin just before the deadline."""
 IDLE_BEFORE_SUBMIT = 1.0
 """Seconds: a submission does not use a connection that was idle for longer. The server may be
 closing it just then, and nobody could tell whether the job was queued."""
@@ -70,6 +71,7 @@ _SAFE_TO_REPEAT = frozenset(
         Operation.STATUS_SYNC,
         Operation.STREAM,
         Operation.CANCEL,
+        Operation.PURGE_QUEUE,
         Operation.HEALTH,
         Operation.REQUESTS,
     }
@@ -82,6 +84,32 @@ _NEVER_SENT = (
     httpx.LocalProtocolError,
     httpx.UnsupportedProtocol,
 )
+
+
+@dataclass
+class _Asking:
+    """One thing that is asked, once or again.
+
+    Attributes:
+        held_back: Seconds for which our own limits have held it back: no clock runs in them.
+    """
+
+    operation: Operation
+    job_id: str
+    content: bytes | None
+    hold: float | None
+    timeout: float
+    held_back: float = 0.0
+
+    def spent(self, since: float) -> float:
+        return time.monotonic() - since - self.held_back
+
+    def is_over(self, state: tenacity.RetryCallState) -> bool:
+        """Whether it was tried too often, or another attempt could not begin before the caller's deadline."""
+        return (
+            state.attempt_number >= ATTEMPTS
+            or self.spent(state.start_time) + state.upcoming_sleep >= self.timeout
+        )
 
 
 class Exchange:
@@ -141,35 +169,44 @@ class Exchange:
             job_id: Of which job, where the operation is about one.
             body: JSON to send; None sends no body.
             hold: Seconds that the server may hold the answer; None sends no `wait`.
-            timeout: Seconds to wait for the answer. None means 30, or the hold and 15 more.
+            timeout: Seconds in which an answer must have come, or, of one that the server holds, in
+                which the last attempt must have begun. None means 30, or the hold and 15 more. What
+                our own limits hold back is not counted.
         """
         if job_id and not JOB_ID.fullmatch(job_id):
             raise InputError(f"{job_id!r} is not a job id")
         content = None if body is None else self._encode(operation, body)
         if timeout is None:
             timeout = REQUEST_TIMEOUT if hold is None else hold + HOLD_MARGIN
-        if operation not in _SAFE_TO_REPEAT:
-            return await self._send(operation, job_id, content, hold, timeout)
+        client = self._open_client()
+        asking = _Asking(operation, job_id, content, hold, timeout)
 
         def again(error: BaseException) -> bool:
-            if isinstance(error, NotFoundError):
-                return self._is_fresh(job_id)
-            if operation is Operation.STREAM:
-                # a lost answer may have had chunks in it: whoever follows must know that they are gone
-                return isinstance(error, (ConnectionFailed, RateLimitError))
-            return isinstance(error, (TransportError, ServerError, ProtocolError, RateLimitError))
+            return not client.is_closed and self._may_repeat(asking, error)
 
-        # what the server does not hold has ended within the timeout, however often it was tried
-        stop = tenacity.stop_after_attempt(ATTEMPTS)
+        started = time.monotonic()
         async for attempt in tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(again),
-            stop=stop if hold is not None else stop | tenacity.stop_before_delay(timeout),
+            stop=asking.is_over,
             wait=_pause_before_retry,
             reraise=True,
         ):
             with attempt:
-                return await self._send(operation, job_id, content, hold, timeout)
+                left = timeout if hold is not None else max(timeout - asking.spent(started), SHORTEST_TRY)
+                return await self._send(client, asking, left)
         raise AssertionError  # what the last attempt raised has been raised
+
+    def _may_repeat(self, asking: _Asking, error: BaseException) -> bool:
+        if isinstance(error, (ConnectionFailed, RateLimitError)):
+            return True  # it was not sent, or was turned away: nothing has been done
+        if isinstance(error, NotFoundError):
+            return self._is_fresh(asking.job_id)
+        if asking.operation is Operation.STREAM:
+            # a lost answer may have had chunks in it: whoever follows must know that they are gone
+            return False
+        return asking.operation in _SAFE_TO_REPEAT and isinstance(
+            error, (TransportError, ServerError, ProtocolError)
+        )
 
     def _is_fresh(self, job_id: str) -> bool:
         return time.monotonic() - self._submitted.get(job_id, float("-inf")) < FRESH_JOB
@@ -188,39 +225,66 @@ class Exchange:
             )
         return content
 
-    async def _send(
-        self, operation: Operation, job_id: str, content: bytes | None, hold: float | None, timeout: float
-    ) -> Any:
-        route = self.provider.route(operation)
-        client = self._open_client()
+    async def _send(self, client: httpx.AsyncClient, asking: _Asking, timeout: float) -> Any:
+        operation, job_id = asking.operation, asking.job_id
+        self._refuse_long_pause(asking)
         key = await self._key()
-        request = client.build_request(
-            route.method,
-            self.provider.base_url + route.fill(self.endpoint, job_id),
-            params=None if hold is None else {"wait": round(hold * 1000)},
-            content=content,
-            headers={
-                **({"Authorization": f"Bearer {key}"} if key else {}),
-                **({"Content-Type": "application/json"} if content is not None else {}),
-            },
-            timeout=httpx.Timeout(timeout, connect=min(CONNECT_TIMEOUT, timeout)),
+        connect_timeout = min(CONNECT_TIMEOUT, timeout)
+        request = self._build_request(
+            client, asking, key, httpx.Timeout(timeout, connect=connect_timeout, pool=None)
         )
-        if operation in _SUBMITS:
-            request.extensions["fresh_after"] = IDLE_BEFORE_SUBMIT
-        async with self._limits.slot(operation):
-            started = time.monotonic()
+        came = time.monotonic()
+        async with self._limits.slot(operation) as slot:
+            asking.held_back += slot.sent - came
+            if client.is_closed:
+                raise ConnectionFailed(
+                    f"{self._what(operation, job_id)}: the endpoint was closed; nothing was sent",
+                    job_id=job_id or None,
+                )
             try:
                 # the transport's timeouts are per read; a server that drips must end as well
-                async with asyncio.timeout(timeout + min(CONNECT_TIMEOUT, timeout)):
+                async with asyncio.timeout(timeout + connect_timeout):
                     response = await client.send(request)
             except (httpx.TransportError, TimeoutError) as error:
-                raise self._unreached(operation, job_id, error, time.monotonic() - started) from error
+                raise self._unreached(asking, error, time.monotonic() - slot.sent) from error
             except httpx.DecodingError as error:
                 raise ProtocolError(
                     f"{self._what(operation, job_id)}: the answer is garbled: {error}{_fate(operation)}",
                     job_id=job_id or None,
                 ) from error
+            if is_refusal(response):
+                slot.refuse(retry_after(response))
         return self._answer(operation, job_id, response, key)
+
+    def _build_request(
+        self, client: httpx.AsyncClient, asking: _Asking, key: str | None, timeout: httpx.Timeout
+    ) -> httpx.Request:
+        route = self.provider.route(asking.operation)
+        request = client.build_request(
+            route.method,
+            self.provider.base_url + route.fill(self.endpoint, asking.job_id),
+            params=None if asking.hold is None else {"wait": round(asking.hold * 1000)},
+            content=asking.content,
+            headers={
+                **({"Authorization": f"Bearer {key}"} if key else {}),
+                **({"Content-Type": "application/json"} if asking.content is not None else {}),
+            },
+            timeout=timeout,
+        )
+        if asking.operation in _SUBMITS:
+            request.extensions["fresh_after"] = IDLE_BEFORE_SUBMIT
+        return request
+
+    def _refuse_long_pause(self, asking: _Asking) -> None:
+        """Tell at once what the server has told before, where waiting for its end would be too long."""
+        pause = self._limits.paused(asking.operation)
+        if pause > asking.timeout:
+            raise RateLimitError(
+                f"{self._what(asking.operation, asking.job_id)}: the server had too many requests and "
+                f"wants none for another {pause:.0f} s; nothing was sent",
+                retry_after=pause,
+                job_id=asking.job_id or None,
+            )
 
     def _open_client(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
@@ -258,23 +322,23 @@ class Exchange:
         key = config.find_or_require(self.provider, name=self._saved_name)
         return key() if key is not None else None
 
-    def _unreached(self, operation: Operation, job_id: str, error: Exception, after: float) -> TransportError:
-        what = self._what(operation, job_id)
-        known = {"job_id": job_id or None}
+    def _unreached(self, asking: _Asking, error: Exception, after: float) -> TransportError:
+        what = self._what(asking.operation, asking.job_id)
+        known = {"job_id": asking.job_id or None}
         why = str(error) or type(error).__name__
+        if isinstance(error, httpx.ConnectTimeout):
+            why = f"the connect timeout is {min(CONNECT_TIMEOUT, asking.timeout):g} s"
         if isinstance(error, _NEVER_SENT):
             return ConnectionFailed(
                 f"{what}: no connection to {self.provider.base_url} after {after:.1f} s ({why}); nothing was "
                 "sent. Is the network up, and the address right?",
                 **known,
             )
-        fate = (
-            "The job may have been queued all the same, its id is unknown; running it again may run it twice"
-            if operation in _SUBMITS
-            else "It is safe to ask again"
-        )
+        fate = _FATES.get(asking.operation, "The job goes on; it is safe to ask again")
         if isinstance(error, (httpx.TimeoutException, TimeoutError)):
-            return RequestTimeout(f"{what}: no answer within {after:.1f} s. {fate}.", **known)
+            return RequestTimeout(
+                f"{what}: no answer within {after:.1f} s ({_clock(asking)}). {fate}.", **known
+            )
         return AnswerLost(
             f"{what}: the connection broke after {after:.1f} s, before a whole answer came ({why}). {fate}.",
             **known,
@@ -284,24 +348,22 @@ class Exchange:
         what = self._what(operation, job_id)
         if response.is_success:
             try:
-                return json.loads(_without_key(response.content, key))
+                return json.loads(without_key(response.content, key))
             except (ValueError, UnicodeDecodeError, RecursionError):
                 raise ProtocolError(
-                    f"{what}: the answer ({response.status_code}) is not JSON: {_excerpt(response, key)}"
+                    f"{what}: the answer ({response.status_code}) is not JSON: {excerpt(response, key)}"
                     f"{_fate(operation)}. Is {self.provider.base_url} the right address?",
                     job_id=job_id or None,
                 ) from None
         error = self._api_error(operation, job_id, what, response, key)
         if isinstance(error, AuthenticationError):
             config.doubt_keyring()
-        if isinstance(error, RateLimitError):
-            self._limits.pause(operation, min(error.retry_after or 1.0, 60.0))
         raise error
 
     def _api_error(
         self, operation: Operation, job_id: str, what: str, response: httpx.Response, key: str | None
     ) -> EndpointError:
-        code, said = response.status_code, _excerpt(response, key)
+        code, said = response.status_code, excerpt(response, key)
         known: dict[str, Any] = {"status_code": code, "body": said, "job_id": job_id or None}
         tail = f": {said}" if said else ""
         if response.is_redirect:
@@ -331,16 +393,16 @@ class Exchange:
                     "to the address that it names",
                     **known,
                 )
-            case 429:
-                retry_after = _retry_after(response)
-                when = f"try again in {retry_after:g} s" if retry_after else "try again in a moment"
+            case _ if is_refusal(response):
+                pause = retry_after(response)
+                when = f"try again in {pause:g} s" if pause else "try again in a moment"
+                why = "too many requests, or the queue is full" if code == 429 else "it takes no request now"
                 return RateLimitError(
-                    f"{what}: too many requests, or the queue is full (429){tail}; nothing was queued: "
-                    f"{when}",
-                    retry_after=retry_after,
+                    f"{what}: {why} ({code}){tail}; nothing was queued: {when}",
+                    retry_after=pause,
                     **known,
                 )
-            case _ if code >= 500:
+            case _ if code == 408 or code >= 500:
                 return ServerError(f"{what}: the platform failed ({code}){tail}{_fate(operation)}", **known)
             case _ if code in (400, 413, 422):
                 return BadRequest(f"{what}: the server did not accept the request ({code}){tail}", **known)
@@ -356,8 +418,29 @@ class Exchange:
         return f"{'check' if key else 'set'} ${variable}, or `%endpoint login {self._saved_name or 'NAME'}`"
 
 
+_PERHAPS_TWICE = (
+    "The job may have been queued all the same, its id is unknown; running it again may run it twice"
+)
+_FATES = {
+    **dict.fromkeys(_SUBMITS, _PERHAPS_TWICE),
+    Operation.RETRY: "The job may have been queued again all the same; running it again may run it twice",
+    Operation.CANCEL: "The job may have been cancelled all the same; it is safe to ask again",
+    Operation.PURGE_QUEUE: "The queue may have been purged all the same; it is safe to ask again",
+    **dict.fromkeys((Operation.HEALTH, Operation.REQUESTS), "It is safe to ask again"),
+}
+"""What became of the job whose request was not answered."""
+
+
 def _fate(operation: Operation) -> str:
     return "; the job may have been queued all the same" if operation in _SUBMITS else ""
+
+
+def _clock(asking: _Asking) -> str:
+    """Which clock has run out."""
+    if asking.hold is not None:
+        return f"the server may hold it for {asking.hold:g} s, and the hold timeout is {asking.timeout:g} s"
+    kind = "submit" if asking.operation in _SUBMITS else "request"
+    return f"the {kind} timeout is {asking.timeout:g} s"
 
 
 _jitter = tenacity.wait_random_exponential(multiplier=0.1, max=5.0)
@@ -366,39 +449,6 @@ _jitter = tenacity.wait_random_exponential(multiplier=0.1, max=5.0)
 def _pause_before_retry(state: tenacity.RetryCallState) -> float:
     """Seconds: what the server asked for, else exponential with full jitter."""
     error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after if isinstance(error, RateLimitError) else None
-    return _jitter(state) if asked is None else min(asked, 60.0)
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    try:
-        seconds = float(response.headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return seconds if 0 < seconds < 86_400 else None
-
-
-def _without_key(content: bytes, key: str | None) -> bytes:
-    """An answer in which the server's echo of the key is blotted out: outputs are saved in notebooks."""
-    if key is None or len(key) < SHORTEST_SECRET:
-        return content
-    return content.replace(key.encode(), b"[key]")
-
-
-_TAGS = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]*>", re.DOTALL | re.IGNORECASE)
-
-
-def _excerpt(response: httpx.Response, key: str | None, length: int = 200) -> str:
-    """What an error's body says, as one short line: JSON's own message, or a page's text, never the key."""
-    text = response.text
-    with contextlib.suppress(ValueError, RecursionError):
-        document = json.loads(text)
-        if isinstance(document, Mapping):
-            text = str(document.get("error") or document.get("message") or text)
-    text = text[:20_000]  # a page's text comes early, and cleaning a huge one would hold everything up
-    if "<" in text:
-        text = _TAGS.sub(" ", text)
-    if key:
-        text = text.replace(key, "[key]")
-    text = " ".join(whole_text(text).split())
-    return text if len(text) <= length else text[: length - 3] + "..."
+    if not isinstance(error, RateLimitError):
+        return _jitter(state)
+    return REFUSED_PAUSE * _jitter(state) if error.retry_after is None else error.retry_after

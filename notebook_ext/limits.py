@@ -1,4 +1,4 @@
-"""What may be in flight: a provider's documented rate and concurrency, per operation.
+"""What may be in flight: a provider's documented limits, what its 429s teach, and who goes first.
 
 One `Limits` is shared by everything in a process that calls the same endpoint.
 """
@@ -7,86 +7,282 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
+import math
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from notebook_ext.protocol import Operation
+from notebook_ext.providers import Limit
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
-    from notebook_ext.protocol import Operation
-    from notebook_ext.providers import Limit
+__all__ = ["Limits", "Slot", "in_background"]
 
-__all__ = ["Limits"]
+CONNECTIONS = 256
+"""Connections of one endpoint, as many as `transport` opens."""
+FREE_OF_HELD, FREE_FOR_CANCEL = 32, 8
+"""How many of them what the server holds leaves free; how many everything but a cancel does."""
+CANCEL_SHARE = 0.02
+"""Share of a rate that counts cancels together with others, and is kept for them."""
+BACKGROUND_SHARE = 5
+"""One request in so many is one of the background, where both wait: it is slowed, never stopped."""
+LONGEST_PAUSE = 60.0
+"""Seconds that one answer may silence an operation, whatever it says: a clock may be wrong."""
+HELD_ARRIVES = 1.0
+"""Seconds after its send by which a request that the server holds has been counted there."""
+LEAST_SHARE, RISE_SHARE = 0.1, 0.1
+"""Shares of the full rate: below the one it is never halved, and by the other it rises in each window
+that is used up."""
+LEAST_LEARNED = 30.0
+"""Requests per window below which an undocumented rate is not halved: a person's clicks never wait."""
+
+_FIRST = frozenset({Operation.CANCEL, Operation.PURGE_QUEUE})
+_HELD = frozenset({Operation.RUNSYNC, Operation.STATUS_SYNC, Operation.STREAM})
+_UNDOCUMENTED = Limit(0)
+
+_is_background: ContextVar[bool] = ContextVar("is_background", default=False)
+
+
+@contextlib.contextmanager
+def in_background() -> Iterator[None]:
+    """Let requests that are made in here, and in tasks that are begun in here, give way to all others.
+
+    For what nobody looks at just now. Do not yield inside it: begin a task inside it instead.
+    """
+    token = _is_background.set(True)
+    try:
+        yield
+    finally:
+        _is_background.reset(token)
 
 
 class Limits:
-    """Holds requests back so that the documented limits of one endpoint are kept.
+    """Holds requests back so that one endpoint's limits are kept, and lets the urgent ones go first.
+
+    A refusal halves the rate of its operation, and good answers raise it again: to the documented
+    rate, or without end where none is documented. A provider that allows more where more workers
+    run does not say how much more per worker, so that is not made use of.
 
     Args:
-        documented: The provider's limit per operation; an operation without one is free.
+        documented: The provider's limit per operation; any other is free until it is refused.
     """
 
     def __init__(self, documented: Mapping[Operation, Limit]) -> None:
         shared: dict[str, _Gate] = {}
         self._gates = {
             operation: shared.setdefault(limit.budget or operation, _Gate(limit))
-            for operation, limit in documented.items()
+            for operation in Operation
+            for limit in [documented.get(operation, _UNDOCUMENTED)]
         }
+        for operation in _FIRST:
+            gate = self._gates[operation]
+            if any(self._gates[other] is gate for other in Operation if other not in _FIRST):
+                gate.keep_some_for_cancels()
+        self._lines: dict[
+            _Line, deque[asyncio.Future[None]]
+        ] = {}  # the one that was let through last is last
+        self._open = 0
+        self._timer: asyncio.TimerHandle | None = None
 
     @contextlib.asynccontextmanager
-    async def slot(self, operation: Operation) -> AsyncIterator[None]:
-        """Wait until one more request of this kind may be sent, and count it while it is open."""
-        gate = self._gates.get(operation)
-        if gate is None:
-            yield
-            return
-        async with gate.concurrency:
-            sent = await gate.enter()
-            try:
-                yield
-            finally:
-                gate.leave(sent)
+    async def slot(self, operation: Operation) -> AsyncIterator[Slot]:
+        """Wait until one more request of this kind may be sent, and count it while it is open.
 
-    def pause(self, operation: Operation, seconds: float) -> None:
-        """Send nothing of this kind for so long: the server answered 429."""
-        gate = self._gates.get(operation)
-        if gate is not None:
-            gate.not_before = max(gate.not_before, time.monotonic() + seconds)
+        A block that ends without an exception and without `Slot.refuse` was answered well.
+        """
+        gate = self._gates[operation]
+        await self._enter(_Line(gate, _rank(operation), operation))
+        slot = Slot(time.monotonic())
+        try:
+            yield slot
+        except BaseException:
+            self._leave(slot, gate, operation)
+            raise
+        if slot.is_refused:
+            gate.fall(slot.sent)
+            gate.pause(slot.retry_after)
+        else:
+            gate.rise()
+        self._leave(slot, gate, operation)
+
+    def paused(self, operation: Operation) -> float:
+        """Seconds for which the server wants no more requests of this kind."""
+        return max(0.0, self._gates[operation].not_before - time.monotonic())
+
+    # ------------------------------------------------------------------ inside: who is next
+
+    async def _enter(self, line: _Line) -> None:
+        passes = asyncio.get_running_loop().create_future()
+        self._lines.setdefault(line, deque()).append(passes)
+        self._admit()
+        try:
+            await passes
+        except asyncio.CancelledError:
+            if not passes.cancelled():  # it was let through, and had no time to begin
+                line.gate.open -= 1
+                self._open -= 1
+                self._admit()
+            raise
+
+    def _leave(self, slot: Slot, gate: _Gate, operation: Operation) -> None:
+        self._open -= 1
+        gate.open -= 1
+        if slot.retry_after is None:  # a server that says when to come back has not counted it
+            gate.count(slot.sent, is_held=operation in _HELD)
+        self._admit()
+
+    def _admit(self) -> None:
+        """Let through whoever may pass; then wait for time, or for who leaves."""
+        while (line := self._next()) is not None:
+            waiting = self._lines.pop(line)
+            waiting.popleft().set_result(None)
+            if waiting:
+                self._lines[line] = waiting
+            line.gate.passed(line.rank)
+            self._open += 1
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if (delay := min(map(self._delay, self._lines), default=math.inf)) < math.inf:
+            self._timer = asyncio.get_running_loop().call_later(delay, self._admit)
+
+    def _next(self) -> _Line | None:
+        """The most urgent line that may pass; among equals, the one that has not been served for longest."""
+        found: _Line | None = None
+        for line, waiting in list(self._lines.items()):
+            while waiting and waiting[0].done():  # who waited for it has gone
+                waiting.popleft()
+            if not waiting:
+                del self._lines[line]
+            elif self._delay(line) <= 0 and (found is None or line.urgency < found.urgency):
+                found = line
+        return found
+
+    def _delay(self, line: _Line) -> float:
+        """Seconds until it may pass; infinite where one that is open must end first."""
+        return line.gate.delay(line.rank) if self._open < _most_open(line.operation) else math.inf
+
+
+@dataclass(slots=True)
+class Slot:
+    """Leave for one request.
+
+    Attributes:
+        sent: When it was let through, by the monotonic clock.
+        is_refused: Whether the server turned the request away.
+        retry_after: Seconds that it asked to wait; None where it did not.
+    """
+
+    sent: float
+    is_refused: bool = False
+    retry_after: float | None = None
+
+    def refuse(self, retry_after: float | None = None) -> None:
+        """The server took nothing: it had too many requests already."""
+        self.is_refused, self.retry_after = True, retry_after
+
+
+class _Rank(IntEnum):
+    FIRST, NOW, BACKGROUND = range(3)
+
+
+class _Line(NamedTuple):
+    """Those that wait for the same."""
+
+    gate: _Gate
+    rank: _Rank
+    operation: Operation
+
+    @property
+    def urgency(self) -> tuple[bool, bool]:
+        return self.rank is not _Rank.FIRST, self.rank is not self.gate.turn()
+
+
+def _rank(operation: Operation) -> _Rank:
+    if operation in _FIRST:
+        return _Rank.FIRST
+    return _Rank.BACKGROUND if _is_background.get() else _Rank.NOW
+
+
+def _most_open(operation: Operation) -> int:
+    """How many requests of any kind may be open before one more of this kind."""
+    if operation in _FIRST:
+        return CONNECTIONS
+    return CONNECTIONS - (FREE_OF_HELD if operation in _HELD else FREE_FOR_CANCEL)
 
 
 class _Gate:
-    """A sliding window over what was answered, and a semaphore over what is in flight.
+    """A sliding window over what was answered, at a rate that falls and rises, and what is open.
 
     The server counts a request when it arrives, which is somewhere between our send and its
-    answer; so a slot is given back one window after the *answer* (at most a second after the
-    send for a request that the server held). Freeing it one window after the send earns 429s:
-    a burst over new connections arrives later than it left.
+    answer; so a slot is given back one window after the *answer* (or shortly after the send of
+    what the server held). Freeing it one window after the send earns 429s: a burst over new
+    connections arrives later than it left.
     """
 
     def __init__(self, limit: Limit) -> None:
-        self.rate, self.window = limit.rate, limit.window
-        self.concurrency = asyncio.Semaphore(limit.concurrency or 1_000_000)
+        self._window = limit.window
+        self._concurrency = limit.concurrency or math.inf
+        self._full = limit.rate or math.inf
+        self._rate: float = self._full
+        self._least = max(1.0, LEAST_SHARE * limit.rate) if limit.rate else LEAST_LEARNED
+        self._rise = RISE_SHARE * limit.rate
+        self._free_at: list[float] = []  # a heap
+        self._fell_at = -math.inf
+        self._in_a_row = self._kept = 0
+        self.open = 0
         self.not_before = 0.0
-        self._answered: deque[float] = deque()
-        self._open = 0
 
-    async def enter(self) -> float:
-        while (delay := self._delay()) > 0:  # noqa: ASYNC110 - it is time itself that is waited for
-            await asyncio.sleep(delay)
-        self._open += 1
-        return time.monotonic()
+    def keep_some_for_cancels(self) -> None:
+        self._kept = int(CANCEL_SHARE * self._full)
 
-    def leave(self, sent: float) -> None:
-        self._open -= 1
-        self._answered.append(min(time.monotonic(), sent + 1.0))
-
-    def _delay(self) -> float:
+    def delay(self, rank: _Rank) -> float:
         now = time.monotonic()
-        while self._answered and self._answered[0] <= now - self.window:
-            self._answered.popleft()
+        while self._free_at and self._free_at[0] <= now:
+            heapq.heappop(self._free_at)
+        if self.open >= self._concurrency:
+            return math.inf
         if now < self.not_before:
             return self.not_before - now
-        if len(self._answered) + self._open < self.rate:
+        kept = 0 if rank is _Rank.FIRST else self._kept
+        if len(self._free_at) + self.open + 1 <= self._rate - kept:
             return 0.0
-        return max(0.001, self._answered[0] + self.window - now) if self._answered else 0.05
+        return self._free_at[0] - now if self._free_at else math.inf
+
+    def count(self, sent: float, *, is_held: bool) -> None:
+        now = time.monotonic()
+        heapq.heappush(self._free_at, (min(now, sent + HELD_ARRIVES) if is_held else now) + self._window)
+
+    def rise(self) -> None:
+        if self._rate < self._full:
+            self._rate = min(self._full, self._rate + self._rise / self._rate)
+
+    def passed(self, rank: _Rank) -> None:
+        self.open += 1
+        if rank is not _Rank.FIRST:
+            self._in_a_row = self._in_a_row + 1 if rank is _Rank.NOW else 0
+
+    def turn(self) -> _Rank:
+        """Which of those that are not first of all goes first now."""
+        return _Rank.BACKGROUND if self._in_a_row >= BACKGROUND_SHARE - 1 else _Rank.NOW
+
+    def fall(self, sent: float) -> None:
+        """Halve the rate, once for all requests that were on their way together."""
+        if sent <= self._fell_at:
+            return
+        self._fell_at = time.monotonic()
+        if self._rate == math.inf:  # what it let through until now is all that is known of its limit
+            self._rate = len(self._free_at) + self.open
+            self._rise = max(1.0, RISE_SHARE * self._rate)
+        self._rate = max(self._least, self._rate / 2)
+
+    def pause(self, seconds: float | None) -> None:
+        """Let nothing pass for so long."""
+        if seconds is not None:
+            self.not_before = max(self.not_before, time.monotonic() + min(seconds, LONGEST_PAUSE))

@@ -137,8 +137,9 @@ class EndpointMagics(Magics):
         Args:
             cancel: Stop the remote jobs that still run; else they go on.
         """
-        if self._verbs is not None:
-            self._verbs.session.close(cancel=cancel)
+        session = sys.modules.get("notebook_ext.session")  # `connect` and `serve` use the same one
+        if session is not None:
+            session.close_default_session(cancel=cancel)
 
     def _nest_loops(self) -> None:
         if self.nested_loops:

@@ -268,18 +268,22 @@ def read_job(
         document: The answer's JSON.
         endpoint: Whose job it is.
         dialect: The provider's wording.
-        job_id: The id where the answer carries none.
+        job_id: The id where the answer carries none. The answer to a submission has none to stand
+            in for it: what cannot be read there may be the news of a job that runs.
         seen_at: Seconds since the epoch; None means now.
 
     Raises:
         ProtocolError: It is not a job document.
     """
+    fate = "" if job_id else "; the job may have been queued all the same"
     if not isinstance(document, Mapping):
-        raise ProtocolError(f"expected a job document, got {_excerpt(document)}", job_id=job_id or None)
+        raise ProtocolError(f"expected a job document, got {_excerpt(document)}{fate}", job_id=job_id or None)
     document = {dialect.fields.get(key, key): value for key, value in _whole(document, job_id).items()}
     status = document.get("status")
     if not isinstance(status, str) or not status:
-        raise ProtocolError(f"a job document without a status: {_excerpt(document)}", job_id=job_id or None)
+        raise ProtocolError(
+            f"a job document without a status: {_excerpt(document)}{fate}", job_id=job_id or None
+        )
     identity = document.get("id")
     error = document.get("error")
     retries = document.get("retries")
@@ -317,10 +321,9 @@ def read_stream(document: Any, *, first_index: int = 0) -> tuple[JobStatus | Non
         known = JobStatus(_whole(status)) if isinstance(status, str) and status else None
         if known is None and rows is None:
             raise ProtocolError(f"expected a stream answer, got {_excerpt(document)}")
+        rows = [] if rows is None else rows
     else:
         known, rows = None, document
-    if rows is None:
-        rows = []
     if not isinstance(rows, list):
         raise ProtocolError(f"expected a list of chunks, got {_excerpt(rows)}")
     outputs = _whole([row["output"] if _is_wrapped(row) else row for row in rows])
@@ -369,10 +372,10 @@ def read_purged(document: Any) -> int:
     """Read how many queued jobs a purge removed.
 
     Raises:
-        ProtocolError: The answer has no `removed`.
+        ProtocolError: The answer has no `removed`, or one that no queue can have had.
     """
     removed = document.get("removed") if isinstance(document, Mapping) else None
-    if not isinstance(removed, int):
+    if isinstance(removed, bool) or not isinstance(removed, int) or not 0 <= removed < _HUGE:
         raise ProtocolError(f"expected the number of removed jobs, got {_excerpt(document)}")
     return removed
 

@@ -510,3 +510,9 @@ def default_session(journal: str | None = None) -> Session:
     if _default is None or _default.closed:
         _default = Session(journal=open_journal(journal or default_path()))
     return _default
+
+
+def close_default_session(*, cancel: bool = False) -> None:
+    """Close the process's session, if there is one; `cancel` as in `Session.close`."""
+    if _default is not None:
+        _default.close(cancel=cancel)

@@ -98,17 +98,39 @@ class ProxiedClient(httpx.AsyncClient):
     """httpx's client, over its own transport, with the same bounds on an answer."""
 
     async def send(self, request: httpx.Request, **_: Any) -> httpx.Response:
-        """The whole answer; httpx's own options, such as `stream`, are without effect."""
-        response = await super().send(request, stream=True)
-        body = bytearray()
+        """The whole answer; httpx's own options, such as `stream`, are without effect.
+
+        Raises:
+            ProxyError: The proxy failed before anything of the request itself was sent.
+        """
+        is_sent = False
+
+        async def trace(event: str, about: Mapping[str, Any]) -> None:
+            nonlocal is_sent
+            is_sent |= (
+                event.endswith("send_request_headers.started") and about["request"].method != b"CONNECT"
+            )
+
+        request.extensions["trace"] = trace
         try:
-            async for part in response.aiter_raw():
-                body += part
-                if len(body) > MAX_BODY:
-                    raise httpx.RemoteProtocolError(f"the answer cannot be read: it is over {MAX_BODY} bytes")
-        finally:
-            await response.aclose()
-        return _unpacked(response, bytes(body))
+            response = await super().send(request, stream=True)
+            return _unpacked(response, await _bounded_body(response))
+        except httpx.TransportError as error:
+            if is_sent:
+                raise
+            raise httpx.ProxyError(str(error) or type(error).__name__, request=request) from error
+
+
+async def _bounded_body(response: httpx.Response) -> bytes:
+    body = bytearray()
+    try:
+        async for part in response.aiter_raw():
+            body += part
+            if len(body) > MAX_BODY:
+                raise httpx.RemoteProtocolError(f"the answer cannot be read: it is over {MAX_BODY} bytes")
+    finally:
+        await response.aclose()
+    return bytes(body)
 
 
 def _unpacked(response: httpx.Response, body: bytes) -> httpx.Response:

@@ -47,8 +47,12 @@ _STYLE = """
 .nbx .nbx-row b { font-weight: 400 }
 .nbx .nbx-names { box-sizing: border-box; border-bottom: 1px solid var(--jp-border-color2, #e0e0e0) }
 .nbx .nbx-earlier { display: flex; align-items: flex-end; padding-bottom: 2px; box-sizing: border-box }
-.nbx-buttons { padding-top: 28px }
-.nbx-buttons .nbx-first { margin-top: 28px }
+.nbx-buttons::before { content: ""; flex: 0 0 28px; box-sizing: border-box;
+  border-bottom: 1px solid var(--jp-border-color2, #e0e0e0) }
+.nbx-buttons .nbx-first { margin-top: 28px; overflow: visible;
+  box-shadow: 0 -1px 0 var(--jp-border-color2, #e0e0e0) }
+.nbx-buttons .nbx-first.nbx-shown { box-shadow: 0 -1px 0 var(--jp-border-color2, #e0e0e0),
+  inset 0 -2px 0 var(--jp-brand-color1, #1976d2) }
 .nbx-table .jupyter-button { line-height: 26px }
 .nbx-panel .nbx-shown { box-shadow: inset 0 -2px 0 var(--jp-brand-color1, #1976d2) }
 @media (forced-colors: active) { .nbx-panel .nbx-shown { box-sizing: border-box; border-bottom: 2px solid } }

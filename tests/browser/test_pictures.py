@@ -76,8 +76,15 @@ async def write(job):
         await asyncio.sleep(0.03)
     while "report" in prompt and not (pathlib.Path(os.environ["GATE"]) / "go").exists():
         await asyncio.sleep(0.01)
-served = notebook_ext.serve("prose", write, workers=3)
-writer = notebook_ext.connect("writer", "prose", provider=served.provider, profile="chat")
+def connected(session):
+    served = session.serve("prose", write, workers=3)
+    return session.connect("writer", "prose", provider=served.provider, profile="chat")
+from notebook_ext.session import Session, default_session
+yesterday = Session(journal=os.environ["NOTEBOOK_EXT_JOURNAL"])
+for prompt in ("Name the four seasons", "Write a line for a colleague's birthday"):
+    connected(yesterday).submit({"prompt": prompt}).wait(30)
+yesterday.close()
+writer = connected(default_session())
 """
 SUBMIT = """
 for prompt in ("Translate the menu into Danish", "Translate the empty page", "Name six words for rain",
@@ -90,6 +97,11 @@ PANELS = {
     "jobs": "%endpoint panel jobs",
     "prompt": "%endpoint panel prompt writer",
 }
+
+
+# How high the rows of the jobs panel stand: their texts and times, and their buttons.
+TOPS = """() => ['.nbx-row:not(.nbx-names)', '.nbx-buttons > *'].map(rows =>
+  [...lab.output(2).querySelectorAll('.nbx-table ' + rows)].map(row => row.getBoundingClientRect().top))"""
 
 
 def picture_of(lab: Lab, name: str, cells: tuple[int, int]) -> Path:
@@ -161,10 +173,13 @@ def test_the_panels_in_both_themes(sharp, tmp_path, keep):
     prompt.get_by_label("System").fill("You are terse.")
     prompt.get_by_label("Max tokens").fill("60")
     prompt.get_by_label("Prompt", exact=True).fill("What is a queue?")
-    sharp.wait("() => /in progress\\s+3\\s+in queue\\s+2/.test(lab.text(1))")
+    sharp.wait("() => /in queue\\s+2\\s+in progress\\s+3/.test(lab.text(1))")
     sharp.wait_text(2, "5 completed")
     sharp.output(2).locator("button:visible", has_text="Show").first.click()
-    sharp.wait_text(2, "The result of @1")
+    sharp.wait_text(2, "The result of @3")
+    texts, buttons = sharp.evaluate(TOPS)
+    assert texts == [*buttons, *buttons]  # of the times, too
+    assert len(buttons) == 13
     sharp.page.mouse.click(0, 0)  # away from the button, which would be ringed
     keep("health", (1, 1))
     keep("jobs", (2, 2))

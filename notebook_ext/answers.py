@@ -1,0 +1,86 @@
+"""What an HTTP answer says beside its document: that it was turned away, for how long, in which words."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+from collections.abc import Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+
+from notebook_ext.types import whole_text
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["excerpt", "is_refusal", "retry_after", "without_key"]
+
+LONGEST_RETRY_AFTER, LONGEST_BY_OUR_CLOCK = 3600.0, 60.0
+"""Seconds that an answer may ask to wait; and those that a date may, where the server does not tell its
+own clock: ours may be wrong."""
+SHORTEST_SECRET = 16
+"""Characters: a shorter key is a local server's "test" or "none", and is part of many a text."""
+
+_TAGS = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]*>", re.DOTALL | re.IGNORECASE)
+
+
+def is_refusal(response: httpx.Response) -> bool:
+    """Whether the server says that it has not done what it was asked, and can be asked again.
+
+    A 503 means that only where it says when: a proxy gives plain ones for answers that it has lost.
+    """
+    code = response.status_code
+    return code in (425, 429) or (code == 503 and "retry-after" in response.headers)
+
+
+def retry_after(response: httpx.Response) -> float | None:
+    """Seconds that it asks to wait, from either form of the header; None where there are none.
+
+    A date counts from the server's own clock, where it tells that.
+    """
+    said = response.headers.get("retry-after", "")
+    longest = LONGEST_RETRY_AFTER
+    try:
+        seconds = float(said)
+    except ValueError:
+        ends, now = _date(said), _date(response.headers.get("date", ""))
+        if ends is None:
+            return None
+        if now is None:
+            now, longest = time.time(), LONGEST_BY_OUR_CLOCK
+        seconds = ends - now
+    return min(seconds, longest) if seconds > 0 else None
+
+
+def _date(text: str) -> float | None:
+    try:
+        date = parsedate_to_datetime(text)
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def without_key(content: bytes, key: str | None) -> bytes:
+    """An answer in which the server's echo of the key is blotted out: outputs are saved in notebooks."""
+    if key is None or len(key) < SHORTEST_SECRET:
+        return content
+    return content.replace(key.encode(), b"[key]")
+
+
+def excerpt(response: httpx.Response, key: str | None, length: int = 200) -> str:
+    """What an error's body says, as one short line: JSON's own message, or a page's text, never the key."""
+    text = response.content.decode(errors="replace")  # whatever charset it claims
+    with contextlib.suppress(ValueError, RecursionError):
+        document = json.loads(text)
+        if isinstance(document, Mapping):
+            text = str(document.get("error") or document.get("message") or text)
+    text = text[:20_000]  # a page's text comes early, and cleaning a huge one would hold everything up
+    if "<" in text:
+        text = _TAGS.sub(" ", text)
+    if key:
+        text = text.replace(key, "[key]")
+    text = " ".join(whole_text(text).split())
+    return text if len(text) <= length else text[: length - 3] + "..."
