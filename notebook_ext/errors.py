@@ -152,7 +152,7 @@ class NotFoundError(APIError):
 
 
 class RateLimitError(APIError):
-    """429: too many requests, or too full a queue; nothing was accepted.
+    """429, 425, or 503 with Retry-After: too many requests, or too full a queue; nothing was accepted.
 
     Args:
         retry_after: Seconds that the server asks to wait; None where it does not say.

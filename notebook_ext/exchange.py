@@ -230,9 +230,6 @@ class Exchange:
         self._refuse_long_pause(asking)
         key = await self._key()
         connect_timeout = min(CONNECT_TIMEOUT, timeout)
-        request = self._build_request(
-            client, asking, key, httpx.Timeout(timeout, connect=connect_timeout, pool=None)
-        )
         came = time.monotonic()
         async with self._limits.slot(operation) as slot:
             asking.held_back += slot.sent - came
@@ -241,6 +238,8 @@ class Exchange:
                     f"{self._what(operation, job_id)}: the endpoint was closed; nothing was sent",
                     job_id=job_id or None,
                 )
+            clocks = httpx.Timeout(timeout, connect=connect_timeout, pool=None)
+            request = self._build_request(client, asking, key, clocks)
             try:
                 # the transport's timeouts are per read; a server that drips must end as well
                 async with asyncio.timeout(timeout + connect_timeout):

@@ -28,6 +28,8 @@ __all__ = ["TRANSIENT", "Following", "Patience", "differs"]
 
 MOST_FAILURES = 6
 """How many answers in a row may be lost before a job is no longer followed."""
+LONGEST_ASKED = 60.0
+"""Seconds that a server's wish to be left alone is heeded."""
 PATIENCE, LONGEST_REST = 300.0, 10.0
 """Seconds without a connection (nothing is lost by that) before a job is no longer followed; the
 longest pause between two attempts."""
@@ -103,7 +105,8 @@ class Patience:
             ) from error
         most = min(0.1 * 2 ** min(self._failures, 10), LONGEST_REST)
         asked = error.retry_after if isinstance(error, RateLimitError) else None
-        await asyncio.sleep(asked or random.uniform(most / 2, most))  # noqa: S311 - jitter, not a secret
+        jitter = random.uniform(most / 2, most)  # noqa: S311 - no secret
+        await asyncio.sleep(min(asked, LONGEST_ASKED) if asked else jitter)
 
 
 class Following:

@@ -34,8 +34,8 @@ BACKGROUND_SHARE = 5
 """One request in so many is one of the background, where both wait: it is slowed, never stopped."""
 LONGEST_PAUSE = 60.0
 """Seconds that one answer may silence an operation, whatever it says: a clock may be wrong."""
-HELD_ARRIVES = 1.0
-"""Seconds after its send by which a request that the server holds has been counted there."""
+POLL_ARRIVES = 3.0
+"""Seconds after its leave by which a long poll has been counted by the server, however busy our loop is."""
 LEAST_SHARE, RISE_SHARE = 0.1, 0.1
 """Shares of the full rate: below the one it is never halved, and by the other it rises in each window
 that is used up."""
@@ -43,7 +43,8 @@ LEAST_LEARNED = 30.0
 """Requests per window below which an undocumented rate is not halved: a person's clicks never wait."""
 
 _FIRST = frozenset({Operation.CANCEL, Operation.PURGE_QUEUE})
-_HELD = frozenset({Operation.RUNSYNC, Operation.STATUS_SYNC, Operation.STREAM})
+_LONG_POLLS = frozenset({Operation.STATUS_SYNC, Operation.STREAM})
+_HELD = _LONG_POLLS | {Operation.RUNSYNC}
 _UNDOCUMENTED = Limit(0)
 
 _is_background: ContextVar[bool] = ContextVar("is_background", default=False)
@@ -134,7 +135,7 @@ class Limits:
         self._open -= 1
         gate.open -= 1
         if slot.retry_after is None:  # a server that says when to come back has not counted it
-            gate.count(slot.sent, is_held=operation in _HELD)
+            gate.count(slot.sent, is_long_poll=operation in _LONG_POLLS)
         self._admit()
 
     def _admit(self) -> None:
@@ -221,9 +222,9 @@ class _Gate:
     """A sliding window over what was answered, at a rate that falls and rises, and what is open.
 
     The server counts a request when it arrives, which is somewhere between our send and its
-    answer; so a slot is given back one window after the *answer* (or shortly after the send of
-    what the server held). Freeing it one window after the send earns 429s: a burst over new
-    connections arrives later than it left.
+    answer; so a slot is given back one window after the *answer* (of a long poll, after a few
+    seconds at most: it is counted when it begins to be held). Freeing it one window after the
+    send earns 429s: a burst over new connections arrives later than it left.
     """
 
     def __init__(self, limit: Limit) -> None:
@@ -255,9 +256,10 @@ class _Gate:
             return 0.0
         return self._free_at[0] - now if self._free_at else math.inf
 
-    def count(self, sent: float, *, is_held: bool) -> None:
+    def count(self, sent: float, *, is_long_poll: bool) -> None:
         now = time.monotonic()
-        heapq.heappush(self._free_at, (min(now, sent + HELD_ARRIVES) if is_held else now) + self._window)
+        arrived = min(now, sent + POLL_ARRIVES) if is_long_poll else now
+        heapq.heappush(self._free_at, arrived + self._window)
 
     def rise(self) -> None:
         if self._rate < self._full:

@@ -154,6 +154,7 @@ TENSORONE_REST_DIALECT = Dialect(
 _HUGE = 1e15  # JSON's integers have no bound, and its readers take NaN and Infinity
 _TEN_YEARS = 10 * 365 * 86_400.0
 _MOST_RETRIES = 2**31
+_LONGEST_WORD = 40
 
 
 # ---------------------------------------------------------------------------------- requests
@@ -279,8 +280,8 @@ def read_job(
     if not isinstance(document, Mapping):
         raise ProtocolError(f"expected a job document, got {_excerpt(document)}{fate}", job_id=job_id or None)
     document = {dialect.fields.get(key, key): value for key, value in _whole(document, job_id).items()}
-    status = document.get("status")
-    if not isinstance(status, str) or not status:
+    status = _status_word(document.get("status"))
+    if not status:
         raise ProtocolError(
             f"a job document without a status: {_excerpt(document)}{fate}", job_id=job_id or None
         )
@@ -316,9 +317,9 @@ def read_stream(document: Any, *, first_index: int = 0) -> tuple[JobStatus | Non
         ProtocolError: It is neither.
     """
     if isinstance(document, Mapping):
-        status = document.get("status")
+        status = _status_word(document.get("status"))
         rows = document.get("stream")
-        known = JobStatus(_whole(status)) if isinstance(status, str) and status else None
+        known = JobStatus(_whole(status)) if status else None
         if known is None and rows is None:
             raise ProtocolError(f"expected a stream answer, got {_excerpt(document)}")
         rows = [] if rows is None else rows
@@ -528,6 +529,11 @@ def _duration(value: Any, dialect: Dialect) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return round(value * dialect.time_unit, 6) if abs(value) < _TEN_YEARS / dialect.time_unit else None
+
+
+def _status_word(value: Any) -> str:
+    """An unknown word is shown wherever a known one is: it is kept, but as one short line."""
+    return " ".join(value.split())[:_LONGEST_WORD] if isinstance(value, str) else ""
 
 
 def _text(value: Any) -> str | None:

@@ -249,7 +249,7 @@ def faults(elsewhere: str) -> list[Fault]:
         Fault("half a chunked body", _half_a_chunk),
         Fault("half a body without a length", _without_length),
         Fault("not HTTP", says(b"SSH-2.0-OpenSSH_9.9\r\n\r\n", closes=True)),
-        *(Fault(str(code), status(code), is_refusal=True) for code in (400, 401, 403, 404, 408, 409, 413, 422, 425)),
+        *(Fault(str(code), status(code), is_refusal=True) for code in (400, 401, 402, 403, 404, 408, 409, 413, 418, 422, 425)),
         Fault("429", status(429), is_refusal=True),
         Fault("429 with Retry-After", status(429, Retry_After="0.05"), is_refusal=True),
         Fault("429 with Retry-After as a date", _date_ahead, is_refusal=True),

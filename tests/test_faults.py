@@ -1,7 +1,6 @@
-"""Every operation against every way in which a server or the wire between can misbehave.
+"""What the fault matrix cannot show: faults that come one after another, in the middle of a stream, or too soon.
 
-For each: which exception, in which words, and how often the server was asked. A submission is
-never sent twice, and the key is in no message, traceback or log.
+A submission is never sent twice, and the key is in no message, traceback or log.
 """
 
 from __future__ import annotations
@@ -9,13 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
-import time
 import traceback
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from faults import PAGE
 from rude import KEY, always, answer, rude, script
 
 from notebook_ext import Endpoint, errors, exchange, following
@@ -37,11 +34,6 @@ SUBMITS = {"run", "runsync", "retry"}
 ONCE = SUBMITS | {"purge-queue"}
 OF_A_JOB = {"retry", "status", "status-sync", "cancel", "stream"}
 
-PAGE = (
-    "<html><head><style>p {color: red}</style><script>alert('x')</script></head>"
-    "<body><h1>502 Bad Gateway</h1>\n<p class='a'>nginx is &quot;sorry&quot;</p></body></html>"
-)
-
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,162 +53,6 @@ def assert_hides_key(error: BaseException) -> None:
     assert not any(KEY in text for text in told)
 
 
-@dataclass(frozen=True)
-class Fault:
-    """What the server does, and what must come of it."""
-
-    name: str
-    does: Any
-    raises: type[Exception]
-    words: str
-    repeated: bool = False
-    """Whether what is safe to repeat is repeated."""
-    streams_repeated: bool = False
-    lost: bool = False
-    """Whether a job is called lost by it, where a job was asked for."""
-
-
-FAULTS = [
-    Fault("401", answer({"error": f"bad key {KEY}"}, 401), errors.AuthenticationError, r"\(401\): bad key \[key\]"),
-    Fault("402", answer({"error": "no credit"}, 402), errors.PermissionDenied, r"402.*: no credit"),
-    Fault("403", answer(text="Forbidden", status=403), errors.PermissionDenied, r"403.*: Forbidden"),
-    Fault("404", answer({"error": "nope"}, 404), errors.NotFoundError, r"knows no endpoint 'ep'.*404", lost=True),
-    Fault("400", answer({"message": "bad input"}, 400), errors.BadRequest, r"\(400\): bad input"),
-    Fault("413", answer(text="<h1>Too Large</h1>", status=413), errors.BadRequest, r"\(413\): Too Large\b"),
-    Fault("418", answer({"error": {"a": 1}}, 418), errors.APIError, r"the server answered 418"),
-    Fault(
-        "429", answer({"error": "slow down"}, 429), errors.RateLimitError,
-        r"\(429\): slow down; nothing was queued: try again in a moment", repeated=True, streams_repeated=True,
-    ),
-    Fault(
-        "429 with Retry-After", answer({}, 429, Retry_After="0.01"), errors.RateLimitError,
-        r"try again in 0.01 s", repeated=True, streams_repeated=True,
-    ),
-    *(
-        Fault(str(code), answer(text=PAGE, status=code), errors.ServerError,
-              rf"the platform failed \({code}\): 502 Bad Gateway nginx is", repeated=True)
-        for code in (500, 502, 503, 504)
-    ),
-    Fault("malformed JSON", answer(text='{"id": "job-1", "sta'), errors.ProtocolError, "is not JSON", repeated=True),
-    Fault("HTML", answer(text=PAGE), errors.ProtocolError, "is not JSON: 502 Bad Gateway nginx", repeated=True),
-    Fault("empty", answer(text=""), errors.ProtocolError, "is not JSON", repeated=True),
-    Fault("not UTF-8", answer(text="").replace(b"Length: 0", b"Length: 2").replace(b"length: 0", b"length: 2") + b"\xff\xfe",
-          errors.ProtocolError, "is not JSON", repeated=True),
-    Fault("garbled gzip", answer(text="not gzip", content_encoding="gzip"), errors.ProtocolError, "garbled|not JSON",
-          repeated=True),
-    Fault("closes before", None, errors.AnswerLost, "the connection broke", repeated=True),
-    Fault("closes in the head", b"HTTP/1.1 200 OK\r\nContent-Le", errors.AnswerLost, "the connection broke", repeated=True),
-    Fault("closes in the body", b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"id": "job-1", ',
-          errors.AnswerLost, "the connection broke", repeated=True),
-    Fault("not HTTP", b"SSH-2.0-OpenSSH_9.9\r\n\r\n", errors.AnswerLost, "the connection broke", repeated=True),
-    Fault("redirect", answer({}, 307, Location="http://127.0.0.1:1/v2/steal"), errors.ProtocolError,
-          r"redirects \(307\); it is not followed", repeated=True),
-]  # fmt: skip
-
-
-def server_of(fault: Fault):
-    async def respond(asked):
-        if fault.name.startswith("closes in") or fault.name == "not HTTP":
-            await asked.send(fault.does)
-            return None
-        return fault.does
-
-    return respond
-
-
-@pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_each_fault_has_its_error_its_words_and_its_number_of_requests(fault: Fault, operation: str) -> None:
-    async def scenario() -> None:
-        async with rude(server_of(fault)) as server, Endpoint("ep", server.url, KEY) as endpoint:
-            lost = fault.lost and operation in OF_A_JOB
-            expected = errors.JobLost if lost else fault.raises
-            words = "unknown to the server .*: it expired" if lost else fault.words
-            async with asyncio.timeout(8):
-                with pytest.raises(expected, match=words) as caught:
-                    await OPERATIONS[operation](endpoint)
-            again = (
-                fault.repeated and operation not in ONCE and (operation != "stream" or fault.streams_repeated)
-            )
-            assert len(server.asked) == (exchange.ATTEMPTS if again else 1)
-            error = caught.value
-            assert type(error) is expected
-            assert_hides_key(error)
-            message = str(error)
-            assert "\n" not in message
-            assert "<" not in message
-            assert "color: red" not in message
-            assert "alert" not in message
-            assert "ep" in message
-            assert error.job_id == ("job-1" if operation in OF_A_JOB else None)
-            if isinstance(error, errors.APIError):
-                assert error.status_code == int(fault.name[:3])
-            unknown = not isinstance(error, (errors.APIError, errors.JobLost)) or isinstance(
-                error, errors.ServerError
-            )
-            if fault.name != "redirect":
-                assert ("may have been queued" in message) == (unknown and operation in SUBMITS)
-
-    asyncio.run(scenario())
-
-
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_nobody_listens(operation: str) -> None:
-    with socket.socket() as taken:  # bound, and not listening
-        taken.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v2"
-
-        async def scenario() -> None:
-            async with Endpoint("ep", url, KEY) as endpoint:
-                with pytest.raises(errors.ConnectionFailed, match="nothing was sent") as caught:
-                    await OPERATIONS[operation](endpoint)
-                assert url in str(caught.value)
-                assert_hides_key(caught.value)
-
-        asyncio.run(scenario())
-
-
-@pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("way", ["says nothing", "stops in the head", "stops in the body", "drips"])
-def test_a_server_that_hangs_is_given_up_in_time(operation: str, way: str, monkeypatch) -> None:
-    monkeypatch.setattr(exchange, "HOLD_MARGIN", 0.3)
-    monkeypatch.setattr(exchange, "ATTEMPTS", 2)
-    monkeypatch.setattr("notebook_ext.client.SHORTEST_HOLD", 0.0)
-    call = exchange.Exchange.call
-
-    async def hasty(self, operation, job_id="", *, body=None, hold=None, timeout=0.0):
-        return await call(self, operation, job_id, body=body, hold=None if hold is None else 0.0, timeout=0.3)
-
-    monkeypatch.setattr(exchange.Exchange, "call", hasty)
-
-    async def respond(asked):
-        if way == "stops in the head":
-            await asked.send(b"HTTP/1.1 200 OK\r\nContent-")
-        elif way == "stops in the body":
-            await asked.send(b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"id":')
-        elif way == "drips":
-            await asked.send(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n")
-            while True:
-                await asked.send(b" ")
-                await asyncio.sleep(0.1)
-        await asyncio.sleep(60)
-
-    async def scenario() -> None:
-        async with rude(respond) as server, Endpoint("ep", server.url, KEY) as endpoint:
-            started = time.monotonic()
-            with pytest.raises(errors.RequestTimeout, match=r"no answer within 0\.[3-8] s") as caught:
-                await OPERATIONS[operation](endpoint)
-            assert time.monotonic() - started < 1.9
-            assert isinstance(caught.value, TimeoutError)
-            assert isinstance(caught.value, errors.AnswerLost)
-            assert_hides_key(caught.value)
-            assert ("may run it twice" in str(caught.value)) == (operation in SUBMITS)
-            if operation in ONCE:
-                assert len(server.asked) == 1
-
-    asyncio.run(scenario())
-
-
 def test_what_a_server_asks_to_wait_counts_against_the_timeout() -> None:
     async def scenario() -> None:
         said = always(answer({}, 429, Retry_After="50"))
@@ -226,20 +62,6 @@ def test_what_a_server_asks_to_wait_counts_against_the_timeout() -> None:
                     await endpoint.status("job-1", timeout=2)
             assert caught.value.retry_after == 50
             assert len(server.asked) == 1
-
-    asyncio.run(scenario())
-
-
-def test_the_key_goes_to_no_other_host() -> None:
-    async def scenario() -> None:
-        async with rude(always(answer({"id": "job-1", "status": "COMPLETED"}))) as thief:
-            for code in (301, 302, 303, 307, 308):
-                away = always(answer({}, code, Location=f"{thief.url}/ep/run"))
-                async with rude(away) as server, Endpoint("ep", server.url, KEY) as endpoint:
-                    for operation in OPERATIONS.values():
-                        with pytest.raises(errors.ProtocolError):
-                            await operation(endpoint)
-            assert not thief.asked
 
     asyncio.run(scenario())
 
@@ -645,33 +467,6 @@ def test_a_slow_look_does_not_hold_up_the_first_chunk() -> None:
 
 
 # ---------------------------------------------------------------------------------- submissions
-
-
-@pytest.mark.parametrize("fault", [f for f in FAULTS if f.name != "404"], ids=lambda fault: fault.name)
-def test_run_sync_never_submits_twice_and_goes_on_by_id(fault: Fault) -> None:
-    """The answer to the submission is fine; what fails is the looking afterwards."""
-    done = final(output=1)
-
-    async def scenario() -> None:
-        looks = 0
-
-        async def respond(asked):
-            nonlocal looks
-            if asked.operation == "runsync":
-                return answer(final("IN_PROGRESS"))
-            looks += 1
-            return await server_of(fault)(asked) if looks < 3 else answer(done)
-
-        async with rude(respond) as server, Endpoint("ep", server.url, KEY) as endpoint:
-            if fault.repeated:
-                assert (await endpoint.run_sync({})).output == 1
-            else:
-                with pytest.raises(fault.raises) as caught:
-                    await endpoint.run_sync({})
-                assert caught.value.job_id == "job-1"
-            assert server.count("runsync") == 1
-
-    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("operation", ["run", "runsync"])

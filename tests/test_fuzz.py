@@ -175,7 +175,9 @@ class Fuzzer:
             end = "a value"
         except errors.EndpointError as error:
             end = type(error).__name__
-            is_one_line = "\n" not in str(error) or isinstance(error, errors.JobError)  # a worker may say more
+            is_one_line = "\n" not in str(error) or isinstance(
+                error, errors.JobError
+            )  # a worker may say more
             if KEY in f"{error!r} {vars(error)}" or not is_one_line:
                 self.failures.append(f"{operation.name}: {error!r} after {list(recent)}")
         except Exception as error:
@@ -255,6 +257,8 @@ def test_a_job_that_was_read_can_be_kept(document: dict[str, Any]) -> None:
         return
     assert job.id
     assert job.status
+    assert len(job.status) <= 40
+    assert len(job.status.splitlines()) == 1
     assert_can_be_kept(job.id, str(job.status), job.output, job.input, str(job.error), job.worker_id)
     assert all(time is None or math.isfinite(time) for time in (job.delay_time, job.execution_time))
     assert job.retries is None or 0 <= job.retries < 2**31

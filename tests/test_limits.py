@@ -148,8 +148,8 @@ def test_a_request_counts_until_a_window_after_its_answer() -> None:
     asyncio.run(scenario())
 
 
-def test_what_the_server_holds_counts_from_shortly_after_its_question(monkeypatch) -> None:
-    monkeypatch.setattr(limits_module, "HELD_ARRIVES", -HOUR)  # so its window has passed at its end
+def test_a_long_poll_counts_from_shortly_after_its_question(monkeypatch) -> None:
+    monkeypatch.setattr(limits_module, "POLL_ARRIVES", -HOUR)  # so its window has passed at its end
 
     async def scenario() -> None:
         one = Limit(1, window=HOUR)
