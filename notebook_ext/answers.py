@@ -77,10 +77,10 @@ def excerpt(response: httpx.Response, key: str | None, length: int = 200) -> str
         document = json.loads(text)
         if isinstance(document, Mapping):
             text = str(document.get("error") or document.get("message") or text)
-    text = text[:20_000]  # a page's text comes early, and cleaning a huge one would hold everything up
-    if "<" in text:
-        text = _TAGS.sub(" ", text)
     if key:
         text = text.replace(key, "[key]")
+    text = text[:4_000]  # a page's text comes early, and cleaning a huge one would hold everything up
+    if "<" in text:
+        text = _TAGS.sub(" ", text)
     text = " ".join(whole_text(text).split())
     return text if len(text) <= length else text[: length - 3] + "..."

@@ -98,8 +98,9 @@ class Patience:
         is_loss = not isinstance(error, (ConnectionFailed, RateLimitError))
         self._losses += is_loss
         if self._losses >= MOST_FAILURES or now - self._failing_since >= PATIENCE:
+            last = str(error).rstrip(".?")
             raise (AnswerLost if self._losses else TransportError)(
-                f"following {self._what} failed {self._failures} times in a row; the last time: {error}. "
+                f"following {self._what} failed {self._failures} times in a row; the last time: {last}. "
                 "The job itself may go on: attach to it again, or cancel it",
                 job_id=self._job_id,
             ) from error
@@ -365,7 +366,6 @@ def _aggregate(job: Job) -> list[object]:
 
 
 async def _stopped(task: asyncio.Future[Any]) -> None:
-    if not task.done():
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, EndpointError):
-            await task
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError, EndpointError):  # also of one that has just failed
+        await task

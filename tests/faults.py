@@ -23,7 +23,7 @@ PAGE = (
 BOMB = gzip.compress(bytes(4 * 2**20), mtime=0)
 LATENCY = 0.1
 """Seconds that a slow server takes; one that is too slow takes `TOO_LONG`."""
-TOO_LONG = 2.0
+TOO_LONG = 5.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,11 @@ class Fault:
     is_refusal: bool = False
     is_unread: bool = False
     is_endless: bool = False
+
+    @property
+    def is_waited_out(self) -> bool:
+        """Whether the server asks for nothing but time."""
+        return self.name[:3] in ("425", "429") or self.name == "503 with Retry-After"
 
 
 # ---------------------------------------------------------------------------------- what a server does

@@ -33,8 +33,8 @@ TABLE = Path(__file__).with_name("FAULTS.md")
 
 AT_ONCE = 48
 """How many cells run at a time: more, and the shortened clocks would measure the test itself."""
-PATIENT, SHORT = 20.0, 0.4
-"""Seconds to wait for an answer: where the fault is not about time, and where it is."""
+PATIENT, SHORT, HASTY = 20.0, 1.0, 0.4
+"""Seconds to wait for an answer: where the fault is not about time, where it is, and where none can come."""
 HOLD = 0.05
 DEADLINE = 25.0
 """Seconds within which a cell ends, whatever its server does."""
@@ -296,14 +296,14 @@ async def cell_of(operation: Operation, fault: Fault, is_once: bool) -> Cell:
 # ---------------------------------------------------------------------------------- all of them
 
 
-def shorten(patch: pytest.MonkeyPatch, timeout: float) -> None:
-    """Set the clocks of the client."""
+def shorten(patch: pytest.MonkeyPatch, timeout: float, patience: float = 0.3) -> None:
+    """Set the clocks of the client: for one answer, and for a follower that gets none."""
     for module, name in [(exchange, "REQUEST_TIMEOUT"), (exchange, "HOLD_MARGIN"), (client, "HOLD_MARGIN")]:
         patch.setattr(module, name, timeout)
     patch.setattr(client, "SHORTEST_HOLD", 0.0)
     patch.setattr(client, "SYNC_HOLD", HOLD)
     patch.setattr(following, "LONGEST_REST", 0.02)
-    patch.setattr(following, "PATIENCE", 0.3)
+    patch.setattr(following, "PATIENCE", patience)
     patch.setattr(transport, "MAX_BODY", 2**20)
 
 
@@ -325,13 +325,16 @@ async def _gather(patch: pytest.MonkeyPatch, elsewhere: str) -> list[Cell]:
         async with room:
             return await cell_of(operation, fault, is_once)
 
-    for is_slow in (True, False):
-        shorten(patch, SHORT if is_slow else PATIENT)
+    kinds = {fault.name: (fault.is_slow, fault.is_waited_out) for fault in faults(elsewhere)}
+    for kind in sorted(set(kinds.values())):
+        is_slow, is_waited_out = kind
+        # a follower's patience decides only where nothing else ends it
+        shorten(patch, SHORT if is_slow else PATIENT, 0.3 if is_slow or is_waited_out else PATIENT)
         cells += await asyncio.gather(
             *(
                 one(operation, fault, is_once)
                 for fault in faults(elsewhere)
-                if fault.is_slow is is_slow
+                if kinds[fault.name] == kind
                 for operation in OPERATIONS
                 for is_once in (False, True)
             )
@@ -350,12 +353,12 @@ async def _jumping(patch: pytest.MonkeyPatch) -> list[Cell]:
 
 async def _at(name: str, url: str, *, is_refusal: bool = True) -> list[Cell]:
     cells = [Cell(operation, name, False, is_refusal) for operation in OPERATIONS]
-    return await asyncio.gather(*(run_cell(cell, url, SHORT, DEADLINE) for cell in cells))
+    return await asyncio.gather(*(run_cell(cell, url, HASTY, DEADLINE) for cell in cells))
 
 
 async def _places(patch: pytest.MonkeyPatch, proxied: bytearray) -> list[Cell]:
     """Servers that are not reached, and proxies that the environment names."""
-    shorten(patch, SHORT)
+    shorten(patch, HASTY)
     with socket.socket() as taken:  # bound, and not listening
         taken.bind(("127.0.0.1", 0))
         nowhere = f"127.0.0.1:{taken.getsockname()[1]}"

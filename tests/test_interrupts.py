@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from test_magics import Gate, Notebook, boom, gate, notebook, shell  # noqa: F401 - fixtures
+from test_magics import boom, gate  # noqa: F401 - fixtures
 
 from notebook_ext import cells, profiles
 from notebook_ext.kernel import FrontEnd
@@ -17,6 +17,7 @@ from notebook_ext.types import JobStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
 
 TRIALS = 30
 WITHIN = 0.06
@@ -67,7 +68,7 @@ def endless(job: dict[str, Any]) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("options", ["", "--bg"])
-def test_whenever_stop_is_pressed_no_job_is_lost(notebook, options):  # noqa: F811
+def test_whenever_stop_is_pressed_no_job_is_lost(notebook, options):
     notebook.handlers(endless=endless)
     moments = random.Random(4)
     for _ in range(TRIALS):
@@ -88,7 +89,7 @@ def test_whenever_stop_is_pressed_no_job_is_lost(notebook, options):  # noqa: F8
 
 
 @pytest.mark.parametrize("moment", ["submit", "show"])
-def test_a_press_before_the_wait_is_heard_by_it_in_one_line(notebook, monkeypatch, moment):  # noqa: F811
+def test_a_press_before_the_wait_is_heard_by_it_in_one_line(notebook, monkeypatch, moment):
     notebook.handlers(endless=endless)
     owner = type(notebook.session) if moment == "submit" else cells.JobCells
     original = getattr(owner, moment)
@@ -103,7 +104,7 @@ def test_a_press_before_the_wait_is_heard_by_it_in_one_line(notebook, monkeypatc
     assert notebook.session.handles[1].status is JobStatus.CANCELLED
 
 
-def test_a_background_job_is_stopped_by_a_press_while_it_starts(notebook, monkeypatch):  # noqa: F811
+def test_a_background_job_is_stopped_by_a_press_while_it_starts(notebook, monkeypatch):
     notebook.handlers(endless=endless)
     show = cells.JobCells.show
 
@@ -116,8 +117,8 @@ def test_a_background_job_is_stopped_by_a_press_while_it_starts(notebook, monkey
 
 
 def test_a_second_press_while_the_first_is_confirmed_is_one_line_too(
-    notebook,  # noqa: F811
-    gate,  # noqa: F811
+    notebook,
+    gate,
     presses,
     monkeypatch,
 ):
@@ -136,7 +137,7 @@ def test_a_second_press_while_the_first_is_confirmed_is_one_line_too(
     assert notebook.session.handles[1].status is JobStatus.CANCELLED  # it was stopped all the same
 
 
-def test_what_is_held_is_heard_at_the_end_of_the_block(shell):  # noqa: F811
+def test_what_is_held_is_heard_at_the_end_of_the_block(shell):
     front_end = FrontEnd(shell.shell)
     passed = []
     with pytest.raises(KeyboardInterrupt), front_end.stop_button_held():
@@ -148,7 +149,7 @@ def test_what_is_held_is_heard_at_the_end_of_the_block(shell):  # noqa: F811
     front_end.close()
 
 
-def test_a_held_press_is_heard_in_a_wait_and_held_again_after_it(shell):  # noqa: F811
+def test_a_held_press_is_heard_in_a_wait_and_held_again_after_it(shell):
     front_end = FrontEnd(shell.shell)
     passed = []
     with front_end.stop_button_held():
@@ -178,7 +179,7 @@ class FaultyAtLast(profiles.Decoder):
 
 
 @pytest.mark.parametrize("decoder", [Faulty, FaultyAtLast])
-def test_a_job_that_cannot_be_drawn_fails_its_cell_and_not_itself(notebook, gate, monkeypatch, decoder):  # noqa: F811
+def test_a_job_that_cannot_be_drawn_fails_its_cell_and_not_itself(notebook, gate, monkeypatch, decoder):
     monkeypatch.setattr(profiles.Profile, "decoder", lambda _: decoder(), raising=False)
     gate.go.set()
     line = notebook.error("%endpoint run gate -o job -- hi")
@@ -188,7 +189,7 @@ def test_a_job_that_cannot_be_drawn_fails_its_cell_and_not_itself(notebook, gate
     assert notebook.error("%endpoint stream @1") == line  # the replay, too
 
 
-def test_a_job_that_failed_and_cannot_be_drawn_tells_of_its_own_failure(notebook, monkeypatch):  # noqa: F811
+def test_a_job_that_failed_and_cannot_be_drawn_tells_of_its_own_failure(notebook, monkeypatch):
     notebook.handlers(boom=boom)
     monkeypatch.setattr(profiles.Profile, "decoder", lambda _: FaultyAtLast(), raising=False)
     assert notebook.error("%endpoint run boom -- hi").startswith("JobFailed: ")

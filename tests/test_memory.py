@@ -315,7 +315,9 @@ def test_code_is_a_program_or_a_command(notebook, monkeypatch, tmp_path):
     for run in ([sys.executable, "-c", program], ["sh", "-c", command]):
         ran = subprocess.run(run, capture_output=True, text=True, timeout=60)
         assert ran.returncode == 0, ran.stderr
-    first, second, third = (record.request for record in notebook.session.endpoints.queue("echo").records.values())
+    first, second, third = (
+        record.request for record in notebook.session.endpoints.queue("echo").records.values()
+    )
     assert first == second == third
     assert first.policy.execution_timeout == 90
 
