@@ -118,7 +118,7 @@ class JobCells:
             bundles += final_bundles(handle, final, output_format)
         if handle.error is not None:
             bundles.append(render.error(handle.error))
-        return [*bundles, footer_bundle(facts(handle, final))]
+        return bundles if handle.never_submitted else [*bundles, footer_bundle(facts(handle, final))]
 
     def final(self, handle: JobHandle) -> profiles.Final:
         """What a job has come to so far, read as its profile reads it."""

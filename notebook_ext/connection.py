@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from notebook_ext.types import ExecutionPolicy
 
@@ -53,10 +55,17 @@ class Submission:
         return {name: value for name, value in asked.items() if value is not None}
 
 
+_HASHED = re.compile(r"/sha256-[0-9a-f]{12}\?")
+
+
 def _without_secrets(url: str) -> str:
-    """A URL without its user and its query, where tokens stand."""
+    """A URL's scheme and host; a short hash stands for its path and query, where tokens are."""
     parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    host = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    rest = f"{parts.path}?{parts.query}"
+    if rest in ("?", "/?") or _HASHED.fullmatch(rest):  # one from the journal stays as it is
+        return host + parts.path
+    return f"{host}/sha256-{hashlib.sha256(rest.encode()).hexdigest()[:12]}"
 
 
 class Connection:

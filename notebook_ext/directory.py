@@ -112,14 +112,15 @@ class Directory:
             self.config.use(name)
 
     def forget(self, name: str) -> None:
-        """Forget a name of this session; what is saved is the config's to forget."""
+        """Forget a name of this session; what is saved is the config's to forget.
+
+        Its client stays open until the session ends: jobs that run are followed by it.
+        """
         if self._default == name:
             self._default = None
         connection = self._connections.pop(name, None)
-        if connection is not None:
-            if connection.served and self._server is not None:
-                self._session.on_loop(self._server.remove, connection.endpoint.id)
-            self._session.ask(connection.endpoint.aclose())
+        if connection is not None and connection.served and self._server is not None:
+            self._session.on_loop(self._server.remove, connection.endpoint.id)
 
     def serve(self, name: str, handler: Any, **options: Any) -> Connection:
         """Serve a handler on an embedded endpoint: the same protocol, on this machine, in this process.

@@ -441,7 +441,7 @@ class JobHandle:
             age: Seconds since it was submitted.
         """
         started = time.monotonic() - max(0.0, age)
-        self._run = Run(started=started, is_queued=False, chunks=chunks, untimed=len(chunks), ended=ended)
+        self._run = Run(started=started, is_queued=False, chunks=chunks, is_recalled=True, ended=ended)
         tell(self._run.id_known)
         if ended is not None:
             tell(self._run.done)
@@ -450,6 +450,8 @@ class JobHandle:
         """Be followed again after the follower gave up; what was seen stays."""
         self._run.ended = None
         self._run.done = news()
+        if not self.id:
+            self._run.id_known = news()
 
     def begin_again(self) -> Callable[[], None]:
         """Forget what was streamed, and how it ended: it is being retried.
@@ -460,6 +462,8 @@ class JobHandle:
         Raises:
             InputError: It has not ended, or ended well.
         """
+        if self.never_submitted:
+            raise InputError(f"@{self.number} was never submitted; run it anew instead")
         if not self.done or self.status not in _RETRIABLE:
             raise InputError(
                 f"@{self.number} is {self.status}: only a FAILED or TIMED_OUT job can be retried; "

@@ -24,12 +24,15 @@ from notebook_ext.values import Reference, Values
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["Found", "Journal", "Pruned"]
+__all__ = ["UNKNOWN_FOR", "Found", "Journal", "Pruned", "located"]
 
 BUSY = 1.0
 """Seconds to wait for another kernel's write."""
 BUSY_FOR = 10.0
 """Seconds after waiting in vain in which only submissions wait again: the loop does all other work, too."""
+UNKNOWN_FOR = 86400.0
+"""Seconds after which a submission that was never answered is no longer looked for: the time to live
+that Runpod gives a job by default (operation reference)."""
 KEPT_DAYS, KEPT_MEGABYTES = 180.0, 1024.0
 """What is older, and then what is oldest, is removed when a journal has outgrown this."""
 COLD_STARTS = 20
@@ -92,7 +95,7 @@ class Journal:
     """
 
     def __init__(self, path: str = ":memory:") -> None:
-        self.path = path
+        self.path = path = located(path)
         self.warning: str | None = None
         self._locked_until = 0.0  # on the monotonic clock
         self.is_kept = path != ":memory:"
@@ -211,7 +214,8 @@ class Journal:
         with self._using(), self._writing() as db:
             row = self._put(job_to_row(job, str))
             db.execute(
-                f"UPDATE jobs SET {_changes(row)} WHERE number = ? AND ifnull(owner, '') IN ('', ?)",  # noqa: S608 - ours
+                f"UPDATE jobs SET {_changes(row)} WHERE number = ?"  # noqa: S608 - ours
+                " AND (owner = ? OR owner IS NULL AND NOT is_final)",
                 (*row.values(), number, self.owner),
             )
 
@@ -223,8 +227,9 @@ class Journal:
         outputs = _packed([chunk.output for chunk in batch])
         with self._using(), self._writing() as db:
             db.execute(
-                "INSERT OR REPLACE INTO chunks (number, position, count, outputs) VALUES (?, ?, ?, ?)",
-                (number, batch[0].index, len(batch), self._values.put(outputs)),
+                "INSERT OR REPLACE INTO chunks (number, position, count, outputs)"
+                " SELECT number, ?, ?, ? FROM jobs WHERE number = ? AND owner = ?",
+                (batch[0].index, len(batch), self._values.put(outputs), number, self.owner),
             )
 
     def finish(
@@ -259,14 +264,22 @@ class Journal:
                 db.execute("DELETE FROM chunks WHERE number = ?", (number,))
                 db.execute("UPDATE texts SET answer = ? WHERE rowid = ?", (_plain(answer[:INDEXED]), number))
 
-    def restart(self, number: int) -> None:
-        """Forget what a job streamed: it was retried, and begins again."""
-        with self._using(), self._writing() as db:
-            db.execute("DELETE FROM chunks WHERE number = ?", (number,))
-            db.execute(
-                "UPDATE jobs SET streamed = NULL, notes = '[]', owner = ? WHERE number = ?",
-                (self.owner, number),
+    def restart(self, number: int, job: Job) -> bool:
+        """Forget how a job ended: it is retried, and begins again.
+
+        Returns:
+            Whether it may be; not where another session was faster.
+        """
+        with self._using(), self._writing(is_urgent=True) as db:
+            cursor = db.execute(
+                "UPDATE jobs SET streamed = NULL, notes = '[]', status = ?, is_final = 0, output = NULL,"
+                " error = NULL, owner = ? WHERE number = ? AND (owner = ? OR owner IS NULL AND status IN"
+                " ('FAILED', 'TIMED_OUT'))",
+                (str(job.status), self.owner, number, self.owner),
             )
+            if cursor.rowcount:
+                db.execute("DELETE FROM chunks WHERE number = ?", (number,))
+            return cursor.rowcount == 1
 
     def discard(self, number: int) -> None:
         """Forget a job that surely was never submitted."""
@@ -302,6 +315,12 @@ class Journal:
         """
         with self._using(), self._writing(is_urgent=True) as db:
             db.execute("UPDATE jobs SET owner = NULL WHERE number = ? AND owner = ?", (number, self.owner))
+
+    def owner_of(self, number: int) -> str | None:
+        """The session that follows a job; None where none does."""
+        with self._using() as db:
+            row = db.execute("SELECT owner FROM jobs WHERE number = ?", (number,)).fetchone()
+            return row[0] if row else None
 
     def open_entries(self) -> list[Entry]:
         """The jobs that had not ended when they were last seen, oldest first."""
@@ -339,11 +358,14 @@ class Journal:
         return rows[::-1]
 
     def answer_to(self, digest: str) -> Entry | None:
-        """The newest COMPLETED job of a request."""
+        """The newest COMPLETED job of a request that was made here, and lost nothing on the way."""
         return next(
             iter(
                 self._select(
-                    "WHERE body_hash = ? AND status = 'COMPLETED' ORDER BY number DESC LIMIT 1", digest
+                    "WHERE body_hash = ? AND status = 'COMPLETED' AND notes NOT LIKE '%text may be missing%'"
+                    " AND NOT (input = 'null' AND detached AND cell IS NULL)"  # adopted: not asked here
+                    " ORDER BY number DESC LIMIT 1",
+                    digest,
                 )
             ),
             None,
@@ -424,9 +446,10 @@ class Journal:
             return int(pages * page) + self._values.size()
 
     def prune(self, *, days: float = KEPT_DAYS, megabytes: float = KEPT_MEGABYTES) -> Pruned | None:
-        """Remove ended jobs that are too old, and then the oldest while the journal is too large.
+        """Remove ended jobs that are too old, and then the oldest while that makes a large journal smaller.
 
-        Age counts back from the newest job: a clock that is set wrong for a while removes nothing.
+        A submission that is no longer looked for counts as ended. Age counts back from the newest job: a
+        clock that is set wrong for a while removes nothing.
 
         Args:
             days: Age from which on a job is removed.
@@ -437,15 +460,19 @@ class Journal:
         """
         before = self.size()
         newest = self._using_one("SELECT max(submitted_at) FROM jobs") or 0.0
-        removed = self._remove("submitted_at < ?", min(time.time(), newest) - days * 86400)
-        while self.size() > megabytes * 1e6:
-            some = self._remove(
-                "number IN (SELECT number FROM jobs WHERE is_final ORDER BY number LIMIT"
-                " (SELECT max(1, count(*) / 10) FROM jobs))"
+        now = min(time.time(), newest)
+        ended = "(is_final OR status = 'AMBIGUOUS' AND job_id = '' AND submitted_at < ?)"
+        given_up = now - UNKNOWN_FOR
+        removed = self._remove(f"{ended} AND submitted_at < ?", given_up, now - days * 86400)
+        smaller, size = True, self.size()
+        while smaller and size > megabytes * 1e6:
+            removed += self._remove(
+                f"number IN (SELECT number FROM jobs WHERE {ended} ORDER BY number LIMIT"  # noqa: S608 - ours
+                " (SELECT max(1, count(*) / 10) FROM jobs))",
+                given_up,
             )
-            if not some:
-                break
-            removed += some
+            earlier, size = size, self.size()
+            smaller = size < earlier
         if not removed:
             return None
         oldest = next(iter(self._select("ORDER BY number LIMIT 1")), None)
@@ -458,14 +485,13 @@ class Journal:
     def _remove(self, where: str, *values: object) -> int:
         with self._using() as db:
             with self._writing():
-                gone = f"is_final AND {where}"
                 # A foreign key would do this by itself, and make the end of every stream twice as long.
                 for table, key in (("texts", "rowid"), ("chunks", "number")):
                     db.execute(
-                        f"DELETE FROM {table} WHERE {key} IN (SELECT number FROM jobs WHERE {gone})",  # noqa: S608 - ours
+                        f"DELETE FROM {table} WHERE {key} IN (SELECT number FROM jobs WHERE {where})",  # noqa: S608 - ours
                         values,
                     )
-                cursor = db.execute(f"DELETE FROM jobs WHERE {gone}", values)  # noqa: S608 - ours
+                cursor = db.execute(f"DELETE FROM jobs WHERE {where}", values)  # noqa: S608 - ours
             if cursor.rowcount:
                 db.execute("PRAGMA incremental_vacuum").fetchall()
                 with self._writing():
@@ -478,6 +504,20 @@ class Journal:
             f"{tables} UNION SELECT streamed FROM jobs UNION SELECT outputs FROM chunks"  # noqa: S608 - ours
         )
         return {value for (value,) in rows if isinstance(value, bytes)}
+
+
+def located(path: str) -> str:
+    """A journal's path as it is from every working folder, with `~` expanded.
+
+    Raises:
+        JournalError: There is no such home, or the working folder is gone.
+    """
+    if path == ":memory:":
+        return path
+    try:
+        return str(Path(path).expanduser().absolute())
+    except (OSError, RuntimeError) as error:
+        raise JournalError(f"the journal {path} cannot be opened: {error}") from error
 
 
 def sessions_of(path: str) -> Path:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from notebook_ext.errors import JournalError
-from notebook_ext.journal import Journal, sessions_of
+from notebook_ext.journal import UNKNOWN_FOR, Journal, located, sessions_of
 from notebook_ext.leases import alone, is_alive
 
 __all__ = ["count_left", "default_path", "open_journal"]
@@ -37,6 +37,7 @@ def open_journal(path: str) -> Journal:
         The journal; its `warning` says what was done, where anything was.
     """
     try:
+        path = located(path)
         try:
             return Journal(path)
         except JournalError as error:
@@ -84,6 +85,10 @@ def _set_aside(path: str) -> str | None:
         for ending in ("-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 Path(path + ending).rename(moved + ending)
+        values = Path(f"{path}.d") / "values"
+        if values.exists():  # the new journal would remove what only the old one refers to
+            Path(f"{moved}.d").mkdir()
+            values.rename(Path(f"{moved}.d") / "values")
     except OSError:
         return None
     return moved
@@ -94,12 +99,16 @@ def count_left(path: str) -> int:
 
     Quick, and changes nothing: for a look at every start.
     """
-    if path == ":memory:" or not Path(path).exists():
-        return 0
     try:
-        with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as db:
-            owners = db.execute("SELECT owner FROM jobs WHERE NOT is_final").fetchall()
+        path = located(path)
+        if path == ":memory:" or not Path(path).exists():
+            return 0
+        with contextlib.closing(sqlite3.connect(f"{Path(path).as_uri()}?mode=ro", uri=True)) as db:
+            owners = db.execute(
+                "SELECT owner FROM jobs WHERE NOT is_final AND (job_id != '' OR submitted_at >= ?)",
+                (time.time() - UNKNOWN_FOR,),
+            ).fetchall()
         alive = {owner for owner in {owner for (owner,) in owners} if is_alive(sessions_of(path), owner)}
-    except (sqlite3.Error, OSError):
+    except (sqlite3.Error, OSError, JournalError):
         return 0
     return sum(owner not in alive for (owner,) in owners)

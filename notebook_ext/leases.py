@@ -20,6 +20,7 @@ __all__ = ["Presence", "alone", "is_alive"]
 
 PATIENCE = 10.0
 """Seconds to wait for another session that is just beginning."""
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
 class Presence:
@@ -89,8 +90,22 @@ def alone(file: Path, patience: float) -> Iterator[None]:
         yield
 
 
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    return error.sqlite_errorcode & 0xFF in _DAMAGE
+
+
 def _locked(file: Path, patience: float = PATIENCE) -> sqlite3.Connection:
     """Hold the lock of a file, until it is closed or the process ends."""
+    try:
+        return _lock(file, patience)
+    except sqlite3.DatabaseError as error:
+        if not _is_damage(error):
+            raise
+        os.truncate(file, 0)  # it holds nothing; and it stays the same file for those that wait for it
+        return _lock(file, patience)
+
+
+def _lock(file: Path, patience: float) -> sqlite3.Connection:
     lock = sqlite3.connect(file, timeout=patience, isolation_level=None, check_same_thread=False)
     try:
         lock.execute("PRAGMA journal_mode = MEMORY")  # no file beside it that a killed process would leave
@@ -107,9 +122,9 @@ def _is_locked(file: Path) -> bool:
     try:
         with contextlib.closing(sqlite3.connect(address, uri=True, timeout=0, isolation_level=None)) as look:
             look.execute("SELECT * FROM sqlite_master").fetchall()
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
             return True
-        if error.sqlite_errorcode != sqlite3.SQLITE_CANTOPEN:
+        if error.sqlite_errorcode != sqlite3.SQLITE_CANTOPEN and not _is_damage(error):
             raise
-    return False  # a file that is gone, too, is locked by nobody
+    return False  # a file that is gone, or that no session wrote, is locked by nobody

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["provenance"]
 
 SHORT = 80
-"""Characters up to which a text in the input counts as a parameter, and not as a prompt."""
-_PRIVATE = re.compile("key|token|secret|passw|auth|credential", re.IGNORECASE)
+"""Characters up to which a word in the input counts as a parameter."""
+_WORD = re.compile(f"[!-~]{{0,{SHORT}}}")  # ASCII: many a language writes a whole prompt without a blank
+_PRIVATE = re.compile("key|token|secret|passw|pwd?|bearer|auth|access|credential", re.IGNORECASE)
 _PROMPTS = frozenset({"prompt", "system", "messages", "text", "content"})
 
 
@@ -43,17 +44,19 @@ def provenance(handle: JobHandle) -> dict[str, Any]:
 
 
 def _parameters(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The numbers, switches and short words of an input, by their dotted names."""
+    """The numbers, switches and single words of an input, by their dotted names."""
     found: dict[str, Any] = {}
     for name, value in given.items():
+        if name in _PROMPTS or _PRIVATE.search(str(name)):
+            continue
         if isinstance(value, dict):
             found.update(_parameters(value, f"{prefix}{name}."))
-        elif name not in _PROMPTS and not _PRIVATE.search(name) and _is_short(value):
+        elif _is_short(value):
             found[f"{prefix}{name}"] = value
     return found
 
 
 def _is_short(value: Any) -> bool:
     if isinstance(value, str):
-        return len(value) <= SHORT and not looks_like_key(value)
+        return _WORD.fullmatch(value) is not None and not looks_like_key(value)
     return isinstance(value, (bool, int, float))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from notebook_ext.errors import EndpointError, JournalError, job_error
 from notebook_ext.following import differs
 from notebook_ext.handle import Ended, JobHandle
+from notebook_ext.journal import UNKNOWN_FOR
 from notebook_ext.types import JobStatus, StreamChunk
 
 if TYPE_CHECKING:
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Recovered", "Recovery"]
 
 _log = logging.getLogger(__name__)
-
-UNKNOWN_FOR = 86400.0
-"""Seconds after which a submission that was never answered is no longer looked for: the time to live
-that Runpod gives a job by default (operation reference)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +41,14 @@ class Recovered:
     def __str__(self) -> str:
         """One line, empty where nothing was left."""
         finished = [handle for handle in self.handles if handle.status.is_final]
+        expired = [handle for handle in finished if handle.status is JobStatus.LOST]
+        kept = len(finished) - len(expired)
         unknown = [handle for handle in self.handles if not handle.id]
         running = len(self.handles) - len(finished) - len(unknown)
         parts = [
             f"{running} still run{'s' if running == 1 else ''}" if running else "",
-            f"{len(finished)} ended since, and what came of it is kept" if finished else "",
+            f"{kept} ended since, and what came of it is kept" if kept else "",
+            f"{len(expired)} expired before it could be fetched" if expired else "",
             f"{len(unknown)} may or may not have been queued" if unknown else "",
             f"{len(self.ended)} ended with it, as it served the endpoint" if self.ended else "",
         ]

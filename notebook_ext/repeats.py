@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from typing import TYPE_CHECKING
 
 from notebook_ext.errors import InputError
+from notebook_ext.journal import UNKNOWN_FOR
 from notebook_ext.vocabulary import REPLAY_MODES
 
 if TYPE_CHECKING:
@@ -65,12 +67,13 @@ class Repeats:
         Raises:
             InputError: There is none, and nothing may be sent.
         """
-        mode = self.mode if cache is None else ("auto" if cache else "off")
-        if mode == "off":
+        mode, digest = "off" if cache is False else self.mode, _digest(entry)
+        if digest is None or (mode == "off" and not cache):
             return None
-        found = self._session.journal.answer_to(entry.body_hash)
+        found = self._session.journal.answer_to(digest)
         if found is not None:
-            handle = self._session.recall(found)
+            handle = copy.copy(self._session.recall(found))  # the job itself may have been sent right here
+            handle.job, handle.notes = found.job, [*found.notes]
             day = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.submitted_at))
             handle.note(f"from the journal, asked {day}")
             return handle
@@ -83,12 +86,22 @@ class Repeats:
 
     def running(self, entry: Entry, run: Run) -> JobHandle | None:
         """A job of the same request, from an earlier run of the same cell, that may still run."""
-        if entry.cell is None:
+        digest = _digest(entry)
+        if entry.cell is None or digest is None:
             return None
-        for twin in self._session.journal.open_twins(entry.body_hash):
+        for twin in self._session.journal.open_twins(digest):
             is_same_cell = (twin.cell, twin.notebook) == (entry.cell, entry.notebook)
-            if is_same_cell and self._runs.get(twin.number) != run:
+            is_too_old = not twin.job.id and time.time() - twin.submitted_at > UNKNOWN_FOR
+            if is_same_cell and not is_too_old and self._runs.get(twin.number) != run:
                 handle = self._session.recall(twin)
-                if not handle.is_over:
+                if not (handle.status.is_final or handle.never_submitted):
                     return handle
+        return None
+
+
+def _digest(entry: Entry) -> str | None:
+    """The hash of a request; None where its input is not JSON, which its submission says."""
+    try:
+        return entry.body_hash
+    except (TypeError, ValueError, RecursionError):
         return None

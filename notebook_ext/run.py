@@ -42,7 +42,7 @@ class Run:
         started: When it was submitted, on the monotonic clock.
         is_queued: Whether it was seen in the queue: only then can its beginning be seen.
         chunks: What was streamed.
-        untimed: So many chunks were there before: nobody knows when they came.
+        is_recalled: Whether it began before anybody here looked: nobody knows when its chunks came.
         began: When it was first seen to run; None where it was not seen to begin.
         first_chunk: When the first chunk came.
         last_chunk: When the last one came.
@@ -55,7 +55,7 @@ class Run:
     started: float = field(default_factory=time.monotonic)
     is_queued: bool = True
     chunks: list[StreamChunk] = field(default_factory=list)
-    untimed: int = 0
+    is_recalled: bool = False
     began: float | None = None
     first_chunk: float | None = None
     last_chunk: float | None = None
@@ -89,7 +89,7 @@ class Run:
         Args:
             queue: Seconds in the queue, as the server tells them.
         """
-        if self.first_chunk is None or self.untimed:
+        if self.first_chunk is None or self.is_recalled:
             return None
         if queue is not None:
             return max(0.0, self.first_chunk - queue)
@@ -100,9 +100,11 @@ class Run:
     @property
     def chunk_rate(self) -> float | None:
         """Chunks per second since the first one; None before the second."""
-        if self.first_chunk is None or self.last_chunk is None or self.last_chunk <= self.first_chunk:
+        if self.is_recalled or self.first_chunk is None or self.last_chunk is None:
             return None
-        return (len(self.chunks) - self.untimed - 1) / (self.last_chunk - self.first_chunk)
+        if self.last_chunk <= self.first_chunk:
+            return None
+        return (len(self.chunks) - 1) / (self.last_chunk - self.first_chunk)
 
     def change(self) -> None:
         """Wake whoever waits for anything new."""

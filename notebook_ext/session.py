@@ -17,6 +17,7 @@ from notebook_ext.directory import Directory
 from notebook_ext.entry import Entry
 from notebook_ext.errors import (
     ConfigurationError,
+    EndpointError,
     InputError,
     JobLost,
     JournalError,
@@ -73,6 +74,8 @@ class Session:
         self._asked: dict[int, Endpoint] = {}
         self._watcher = Watcher(self.journal, self._collect_later)
         self._recovery = Recovery(self.journal, self._watcher, self._handle, self._endpoint)
+        self._elsewhere: set[int] = set()
+        """Jobs that are shown here while another living session follows them: they are its to stop."""
         self._left: list[JobHandle] = []
         self._listeners: list[Callable[[JobHandle], None]] = []
         self._closed = False
@@ -198,7 +201,7 @@ class Session:
         return None
 
     def _mine(self, handle: JobHandle) -> JobHandle:
-        """Make a job that was recalled one of this session's."""
+        """Show a job that was recalled among this session's."""
         self.handles[handle.number] = handle
         self._announce(handle)
         return handle
@@ -217,7 +220,8 @@ class Session:
         known = self._handle_of(connection, job.id)
         if known is not None:
             return known
-        entry = self.entry(connection, Submission(input=job.input))
+        # Who submitted it may want it to outlive this kernel.
+        entry = self.entry(connection, Submission(input=job.input, detached=True))
         handle = self._handle(replace(entry, number=self.journal.add(entry)))
         self._keep(handle, connection.endpoint)
         handle.saw(replace(entry.job, id=job.id))  # only its id: how it ended comes after what it streamed
@@ -281,10 +285,13 @@ class Session:
         return recovered
 
     def left_behind(self) -> list[JobHandle]:
-        """What earlier sessions left and this one took over; told once."""
+        """What earlier sessions left and this one took over, until `told` of its end."""
         self.recover()
-        left, self._left = self._left, []
-        return left
+        return list(self._left)
+
+    def told(self, handles: list[JobHandle]) -> None:
+        """Somebody has been shown these; those that are over are left behind no longer."""
+        self._left = [handle for handle in self._left if handle not in handles or not handle.is_over]
 
     def entries(
         self, *, active: bool = False, since: float | None = None, limit: int | None = None
@@ -307,11 +314,18 @@ class Session:
 
     def active(self) -> list[JobHandle]:
         """The jobs that are not over, oldest first; those that are no longer followed are among them."""
-        return [handle for _, handle in sorted(self.handles.items()) if not handle.is_over]
+        return [
+            handle
+            for number, handle in sorted(self.handles.items())
+            if not handle.is_over and number not in self._elsewhere
+        ]
 
     def look(self, handle: JobHandle) -> Job:
         """Ask the server once how a job stands."""
-        return self.ask(self._watcher.look(handle, self._endpoint(handle)))
+        return self.ask(self._look(handle))
+
+    async def _look(self, handle: JobHandle) -> Job:
+        return await self._watcher.look(handle, self._endpoint(handle), lambda: self._resume(handle))
 
     def look_at_all(self, handles: list[JobHandle], timeout: float) -> None:
         """Ask the servers how jobs stand; what has not answered in time stays as it was.
@@ -322,7 +336,7 @@ class Session:
         """
 
         async def look() -> None:
-            looks = [self._watcher.look(handle, self._endpoint(handle)) for handle in handles]
+            looks = [self._look(handle) for handle in handles]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout):
                     await asyncio.gather(*looks, return_exceptions=True)
@@ -341,17 +355,20 @@ class Session:
         self.on_loop(self._resume, handle)
 
     def _resume(self, handle: JobHandle) -> None:
-        if self._recovery.resume(handle) or self._watcher.resume(handle, self._endpoint(handle)):
-            self.handles[handle.number] = handle
-            self._announce(handle)
+        if self._recovery.resume(handle):
+            if self.journal.owner_of(handle.number) != self.journal.owner:
+                self._elsewhere.add(handle.number)
+        elif not self._watcher.resume(handle, self._endpoint(handle)):
+            return
+        self._mine(handle)
 
     def _collect_later(self, handle: JobHandle) -> None:
         """A job that could no longer be followed is looked for again, before its result expires."""
         self.loop.loop.call_later(COLLECT_EVERY, self._collect, handle)
 
     def _collect(self, handle: JobHandle) -> None:
-        if not self._closed and self._watcher.resume(handle, self._endpoint(handle)):
-            self._announce(handle)
+        if not self._closed:
+            self._resume(handle)
 
     def retry(self, handle: JobHandle) -> None:
         """Queue a failed job again, and follow it again; interrupting only ends the waiting.
@@ -467,7 +484,8 @@ class Session:
     # ------------------------------------------------------------------ on the loop
 
     async def _stop(self, handle: JobHandle) -> Stopped:
-        self._resume(handle)  # its end, too, is for somebody to see
+        with contextlib.suppress(JournalError):  # its end is for somebody to see; it is stopped all the same
+            self._resume(handle)
         with handle.stopping():
             return await self._watcher.stop(handle, self._endpoint(handle))
 
@@ -476,8 +494,9 @@ class Session:
             try:
                 async with asyncio.timeout(timeout):
                     return await self._stop(handle)
-            except TimeoutError:
-                return Stopped(handle, confirmed=False)
+            except (TimeoutError, EndpointError) as error:
+                told = error if isinstance(error, EndpointError) else None
+                return Stopped(handle, False, told)
 
         return list(await asyncio.gather(*map(stop, handles)))
 

@@ -131,7 +131,8 @@ class _Line:
             return list(_verbs())
         if verb.takes == "job":
             return [offer for offer in self._jobs(fragment) if offer[0] not in words]
-        return []
+        free = (action for action in verb.actions if not action.option_strings and action.choices is not None)
+        return [(choice, action.dest) for action in free for choice in action.choices or ()]
 
     def _jobs(self, fragment: str) -> Iterator[tuple[str, str]]:
         handles = [self._session.handles[number] for number in sorted(self._session.handles, reverse=True)]

@@ -270,7 +270,7 @@ class Verbs:
         )
 
     def _wait_or_leave(self, command: Command, view: JobView, timeout: float | None) -> None:
-        cancels = command.arguments.on_interrupt == "cancel"
+        cancels = command.arguments.on_interrupt == "cancel" and not view.handle.detached
         if not getattr(command.arguments, "bg", False):
             self._cells.wait(view, timeout=timeout, cancels=cancels)
         else:
@@ -285,8 +285,10 @@ class Verbs:
 
     def _status(self, command: Command, arguments: Arguments) -> Any:
         handle = self._handle(command.arguments.job, arguments)
+        if handle.never_submitted and handle.error is not None:
+            raise handle.error
         job = self.session.look(handle)
-        self._front_end.cell().show(footer.job(job, handle.number))
+        self._front_end.cell().show(footer.job(replace(job, endpoint=handle.endpoint), handle.number))
         if log := self.session.log(handle):
             self._print(f"What its handler printed:\n{log.rstrip()}")
         return self._as_shown(job)
@@ -354,12 +356,17 @@ class Verbs:
             self.session.resume(handle)
         views = [self._view(command, handle) for handle in running]
         if not command.arguments.bg:
-            self._cells.wait_for_all(
-                running, timeout=timeout, cancels=command.arguments.on_interrupt == "cancel", views=views
-            )
+            cancels = command.arguments.on_interrupt == "cancel"
+            self._cells.wait_for_all(running, timeout=timeout, cancels=cancels, views=views)
+        self.session.told(left)
+        unfollowed = next((handle.error for handle in running if handle.done and not handle.is_over), None)
+        if unfollowed is not None:
+            raise unfollowed
         return None
 
     def _cancel(self, command: Command, arguments: Arguments) -> None:
+        if not (command.arguments.all or command.arguments.job or self.session.handles):
+            raise InputError("this notebook has no job yet; `%endpoint cancel @17` names one of another")
         handles = self.session.active() if command.arguments.all else self._handles(command, arguments)
         self._print("\n".join(map(str, self._cells.stop(handles))) or "nothing is running")
 

@@ -331,7 +331,9 @@ def _search(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", nargs="*", help="@last, @17, an id or its beginning, a variable")
+    parser.add_argument(
+        "job", nargs="*", help="@17, an id or its beginning, a variable; where none is named, @last alone"
+    )
     parser.add_argument(
         "file",
         help="tables: .csv (an apostrophe before what a spreadsheet would compute) .parquet; all that is "

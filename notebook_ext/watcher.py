@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from notebook_ext.errors import (
     AnswerLost,
     EndpointError,
+    InputError,
     JobLost,
     JournalError,
     ProtocolError,
@@ -23,7 +24,7 @@ from notebook_ext.handle import Ended, JobHandle, Stopped
 from notebook_ext.keeping import ChunkWriter, Keeper
 from notebook_ext.protocol import Operation
 from notebook_ext.queueing import QueueWatch
-from notebook_ext.stopping import end_of, stop
+from notebook_ext.stopping import stop
 from notebook_ext.types import Job, JobStatus, StreamChunk
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ RUNSYNC_HOLD = 5.0
 """Seconds that one `/runsync` may be held while a cell waits, so that an id to cancel is known soon."""
 STREAM_HOLD = 10.0
 """Seconds that the server may hold one answer of a stream that is followed again."""
+LOOKING = 2.0
+"""Seconds to wait, after a look at a job that has ended, for its follower to come to its end too."""
 LEAVING = 0.3
 """Seconds to wait, when a session closes, for the answer that a job's stream owes."""
 LIST_PATIENCE = 10.0
@@ -146,7 +149,7 @@ class Watcher:
             f"the session closed while @{handle.number} was {was}: {fate}", job_id=handle.id or None
         )
         handle.saw(Ended(error))
-        if handle.status.is_final:
+        if handle.status.is_final and not was.is_final:
             self._keeper.finish(handle)
         elif handle.number in self._left_whole:
             self._keeper.release(handle)
@@ -211,9 +214,10 @@ class Watcher:
             return _unknown(handle, lost, "its provider could not be asked for a list of requests")
         strangers = [job for job in listed if job.id and not self._journal.find(job.id)]
         matches = [job for job in strangers if job.input is not None and job.input == handle.input]
-        if len(matches) != 1:
+        twins = [twin for twin in self._journal.open_twins(handle.body_hash) if not twin.job.id]
+        if len(matches) != 1 or len(twins) > 1:  # whose it is could not be told
             return _unknown(handle, lost, _told(strangers))
-        handle.note("the answer to its submission was lost; it was found again by its input")
+        handle.note("the answer to its submission was lost; a job of the same input was found")
         # Its id only: where it has ended already, its text is still to be read.
         self._keeper.saw(handle, replace(handle.job, id=matches[0].id, status=JobStatus.IN_QUEUE))
         return await self._follow(handle, endpoint)
@@ -221,10 +225,15 @@ class Watcher:
     async def _follow_journal(self, handle: JobHandle, endpoint: Endpoint) -> EndpointError | None:
         looked = time.monotonic()
         while True:
-            entry = self._journal.get(handle.number)
+            try:
+                entry = self._journal.get(handle.number)
+                chunks = self._journal.chunks(handle.number, len(handle.streamed()))
+            except JournalError:  # it is locked: the next look tries again
+                await asyncio.sleep(JOURNAL_EVERY)
+                continue
             if entry is None:
                 return JobLost(f"@{handle.number} was removed from the journal", handle.job)
-            for chunk in self._journal.chunks(handle.number, len(handle.streamed())):
+            for chunk in chunks:
                 handle.saw(chunk)
             if differs(handle.job, entry.job):
                 handle.saw(entry.job)
@@ -260,9 +269,13 @@ class Watcher:
         queued: asyncio.Future[None],
     ) -> EndpointError | None:
         # Before it is sent: who is killed meanwhile must not leave a job that runs as one that has ended.
-        self._keeper.write(handle, self._journal.restart, handle.number)
-        self._keeper.saw(handle, handle.job)
         try:
+            if not self._journal.restart(handle.number, handle.job):
+                raise InputError(
+                    f"@{handle.number} has been retried by another notebook; "
+                    f"`%endpoint attach @{handle.number}` follows it"
+                )
+            handle.saw(handle.job)
             job = await self._queued_again(handle, endpoint, earlier)
             queued.set_result(None)
         except EndpointError as error:
@@ -297,10 +310,10 @@ class Watcher:
                 await self._read(handle, endpoint, chunks, has_gap=has_gap)
             return _error(handle)
         except AnswerLost as lost:
-            if handle.status is not JobStatus.COMPLETED:
-                return _error(handle) or lost
-            handle.note("text may be missing: answers were lost on the way")
-            return None
+            if handle.status.is_final:
+                handle.note("text may be missing: answers were lost on the way")
+                return _error(handle)
+            return lost
         except JobLost as lost:
             self._keeper.saw(handle, lost.job)
             return _error(handle)
@@ -359,8 +372,14 @@ class Watcher:
 
     # ------------------------------------------------------------------ asked for
 
-    async def look(self, handle: JobHandle, endpoint: Endpoint) -> Job:
-        """Ask the server once how a job stands."""
+    async def look(self, handle: JobHandle, endpoint: Endpoint, resume: Callable[[], object]) -> Job:
+        """Ask the server once how a job stands.
+
+        Args:
+            handle: The job.
+            endpoint: Where it is.
+            resume: Follows it again, where nobody does: it has more to tell than its state.
+        """
         if not handle.id:
             return handle.job
         try:
@@ -371,11 +390,14 @@ class Watcher:
             job = error.job
         if handle.is_over:
             return job
-        if handle.done and job.status.is_final:
-            self.resume(handle, endpoint)  # it has more to tell than its state
-            await end_of(handle, job, self._keeper)
-        else:
+        if not job.status.is_final:
             self._keeper.saw(handle, job)
+            return job
+        if handle.done:
+            resume()
+        with contextlib.suppress(TimeoutError):  # its end is for its follower to see, after its text
+            async with asyncio.timeout(LOOKING):
+                await handle.ended()
         return job
 
     async def stop(self, handle: JobHandle, endpoint: Endpoint) -> Stopped:

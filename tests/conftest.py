@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser.environments import make_environments
-from inshell import KEY, Notebook
+from inshell import KEY, Gate, Notebook
 from IPython.core.interactiveshell import InteractiveShell
 
 if TYPE_CHECKING:
@@ -156,3 +156,10 @@ def connected(notebook: Notebook, provider: SimpleNamespace, monkeypatch: pytest
         f"%endpoint connect llama abc123 --provider {provider.url} --profile vllm --key-env LLAMA_KEY"
     )
     return notebook
+
+
+@pytest.fixture
+def gate(notebook: Notebook) -> Gate:
+    gate = Gate()
+    notebook.handlers(gate=gate)
+    return gate

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from test_magics import boom, gate  # noqa: F401 - fixtures
+from test_magics import boom
 
 from notebook_ext import cells, profiles
 from notebook_ext.kernel import FrontEnd

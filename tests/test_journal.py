@@ -83,7 +83,7 @@ def test_chunks_keep_their_order_and_every_value(journal) -> None:
     assert journal.chunks(number) == chunks
     journal.append(number, chunks[:1])  # told again: no second one
     assert journal.chunks(number) == chunks
-    journal.restart(number)
+    journal.restart(number, Job(id="j", endpoint="ep", status=JobStatus.IN_QUEUE))
     assert journal.chunks(number) == []
     assert journal.chunks(other) == chunks[:1]
     journal.discard(other)
@@ -180,6 +180,21 @@ def test_credentials_are_not_among_what_is_kept(tmp_path) -> None:
     }  # fmt: skip
     assert Submission(input=1).options() == {}
     assert "SECRET" not in repr(submission)
+
+
+def test_only_what_was_asked_here_and_came_whole_answers(journal) -> None:
+    def finished(notes: tuple[str, ...] = (), **more) -> int:
+        number = journal.add(queued(**more))
+        journal.finish(number, Job(id=f"j-{number}", endpoint="ep", status=JobStatus.COMPLETED), notes)
+        return number
+
+    whole = finished(("something else",))
+    finished(("text may be missing: answers were lost on the way",))
+    assert journal.answer_to(queued().body_hash).number == whole
+    finished(input=None, detached=True)  # adopted
+    assert journal.answer_to(queued(input=None).body_hash) is None
+    asked = finished(input=None)
+    assert journal.answer_to(queued(input=None).body_hash).number == asked
 
 
 def test_equal_bodies_have_equal_hashes() -> None:

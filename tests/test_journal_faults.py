@@ -17,7 +17,7 @@ from killing import TOKEN, Victim, eventually, job, proxy, server, words
 from test_journal import queued
 
 from notebook_ext.errors import JournalError
-from notebook_ext.journal import Journal
+from notebook_ext.journal import UNKNOWN_FOR, Journal
 from notebook_ext.journal_file import count_left, open_journal
 from notebook_ext.schema import MIGRATIONS
 from notebook_ext.session import Session
@@ -323,6 +323,31 @@ def test_a_damaged_file_is_set_aside_and_work_goes_on(path, kind) -> None:
     again.close()
 
 
+def test_a_damaged_file_keeps_its_large_values(path) -> None:
+    journal = Journal(path)
+    journal.add(queued(input="x" * LARGE))
+    journal.close()
+    kept_before = [file.name for file in Path(f"{path}.d/values").iterdir()]
+    damage(path, "header")
+    journal = open_journal(path)
+    journal.finish(journal.add(queued(submitted_at=1.0)), Job("old", "ep", JobStatus.COMPLETED))
+    journal.add(queued(submitted_at=1e12))
+    assert journal.prune(days=1.0).jobs == 1
+    journal.close()
+    (aside,) = Path(path).parent.glob("faulty.db.damaged-*.d/values")
+    assert [file.name for file in aside.iterdir()] == kept_before
+    assert Path(f"{path}.d/sessions").exists()
+
+
+def test_a_damaged_sign_of_life_is_no_damage_of_the_journal(path) -> None:
+    filled(path, jobs=4)
+    for name in ("door", "nobody.lock"):
+        Path(f"{path}.d/sessions", name).write_bytes(b"x" * 4096)
+    journal = open_journal(path)
+    assert (journal.is_kept, journal.warning, len(journal.entries())) == (True, None, 4)
+    journal.close()
+
+
 def test_several_kernels_that_find_a_damaged_file_lose_nothing_of_the_new_one(path) -> None:
     """All but the first find a file that is no longer the damaged one."""
     for round_ in range(10):
@@ -464,3 +489,27 @@ def test_a_look_for_what_was_left_changes_nothing(path) -> None:
     assert Path(path).read_bytes() == before
     Path(path).write_bytes(b"nothing")
     assert count_left(path) == 0
+
+
+def test_what_is_no_longer_looked_for_is_not_left(path) -> None:
+    journal = Journal(path)
+    for job_id, age in (("", 0.9), ("", 1.1), ("known", 1.1)):
+        journal.add(queued(job_id, submitted_at=time.time() - age * UNKNOWN_FOR))
+    journal.close()
+    assert count_left(path) == 2
+
+
+def test_a_path_is_the_same_from_every_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    here = open_journal("j.db")
+    monkeypatch.chdir("/")
+    there = open_journal("~/j.db")
+    assert here.path == there.path == str(tmp_path / "j.db")
+    assert here.is_alive(there.owner)
+    there.add(queued())
+    there.close()
+    assert len(here.entries()) == count_left("~/j.db") == 1
+    here.close()
+    assert "remembered only until" in open_journal("~nobody-of-this-name/j.db").warning
+    assert count_left("~nobody-of-this-name/j.db") == 0

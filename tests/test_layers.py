@@ -45,7 +45,7 @@ OURS = {
     "run": "types handle@typing",
     "handle": "run types errors",
     "connection": "types errors client@typing handle@typing providers@typing session@typing",
-    "recovery": "following handle types errors client@typing entry@typing journal@typing watcher@typing",
+    "recovery": "following handle journal types errors client@typing entry@typing watcher@typing",
     "keeping": "types errors handle@typing journal@typing",
     "stopping": "handle errors types@typing client@typing keeping@typing",
     "queueing": "handle types errors client@typing journal@typing keeping@typing",
@@ -55,7 +55,7 @@ OURS = {
     "session": "directory protocol recovery watcher loop connection handle journal journal_file entry config providers types errors "
     "client@late limits@late transport@late server@late",
     "provenance": "keys handle@typing",
-    "repeats": "vocabulary errors entry@typing handle@typing session@typing",
+    "repeats": "journal vocabulary errors entry@typing handle@typing session@typing",
     # What a person types
     "templates": "errors",
     "prompts": "templates types errors",

@@ -175,3 +175,16 @@ def test_one_at_a_time(tmp_path) -> None:
         alone(tmp_path / "lock", 0.05),
     ):
         pass
+
+
+@pytest.mark.parametrize("content", [b"x" * 4096, b"SQLite format 3\0" + b"x" * 4096])
+def test_what_no_session_wrote_is_nobodys_sign(folder, content) -> None:
+    folder.mkdir(parents=True)
+    for name in ("door", "nobody.lock"):
+        (folder / name).write_bytes(content)
+    assert not is_alive(folder, "nobody")
+    first, second = Presence(folder), Presence(folder)
+    assert not (folder / "nobody.lock").exists()
+    assert first.is_alive(second.owner)
+    first.close()
+    second.close()

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from inshell import KEY, TRACEBACK, Gate, Notebook
+from inshell import KEY, TRACEBACK, Gate
 
 from notebook_ext import JobHandle
 from notebook_ext.errors import ConfigurationError, EndpointError
@@ -24,13 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from IPython.core.interactiveshell import InteractiveShell
-
-
-@pytest.fixture
-def gate(notebook: Notebook) -> Gate:
-    gate = Gate()
-    notebook.handlers(gate=gate)
-    return gate
 
 
 def boom(job: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from concurrent.futures import CancelledError
+from types import SimpleNamespace
 
 import pytest
 from killing import MISSING, TOKEN, Victim, eventually, job, proxy, server, words
@@ -15,7 +16,8 @@ from rude import answer, script
 from test_session import QUEUED, elsewhere, rows  # noqa: F401 - a fixture
 
 from notebook_ext.errors import EndpointError, JobFailed, JobLost
-from notebook_ext.recovery import UNKNOWN_FOR
+from notebook_ext.journal import UNKNOWN_FOR
+from notebook_ext.recovery import Recovered
 from notebook_ext.session import Session
 from notebook_ext.types import JobStatus
 
@@ -349,6 +351,19 @@ def test_a_submission_of_long_ago_is_not_looked_for(sessions, path, served, way,
     assert sessions().recover().handles == []
     monkeypatch.setattr(time, "time", lambda: now)
     assert len(sessions().recover().handles) == 1
+
+
+def test_what_expired_is_not_said_to_be_kept() -> None:
+    found = [
+        SimpleNamespace(id=status, status=status)
+        for status in (JobStatus.LOST, JobStatus.COMPLETED, JobStatus.IN_PROGRESS)
+    ]
+    assert str(Recovered(found[:1], [])) == (
+        "An earlier kernel left 1 job: 1 expired before it could be fetched. `%endpoint attach --all` shows them."
+    )
+    assert "1 still runs, 1 ended since, and what came of it is kept, 1 expired before" in str(
+        Recovered(found, [])
+    )
 
 
 # ---------------------------------------------------------------------------------- retries

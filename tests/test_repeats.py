@@ -7,9 +7,15 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from inshell import KEY, Gate
+
+from notebook_ext.connection import Submission
+from notebook_ext.journal import UNKNOWN_FOR
+from notebook_ext.repeats import Repeats
+from notebook_ext.types import JobStatus
 
 
 @pytest.fixture
@@ -68,6 +74,44 @@ def test_one_cell_alone_is_answered_from_the_journal(echo):
     assert "from the journal" in echo.run("%endpoint run --cache -- hello")
     assert "from the journal" not in echo.run("%endpoint run -- hello")
     assert "not allowed with" in echo.error("%endpoint run --cache --no-cache -- hello")
+
+
+def test_only_holds_for_a_cell_that_asks_for_the_journal(echo):
+    echo.run("%endpoint replay only")
+    assert "nothing was sent" in echo.error("%endpoint run --cache -- never asked")
+    assert echo.sent() == 0
+
+
+def test_what_was_sent_is_not_said_to_be_from_the_journal_later(echo):
+    echo.run("%endpoint run -o sent -- hello\n%endpoint run --cache -o again -- hello")
+    assert echo.names["sent"].notes == []
+    assert echo.names["again"].notes[0].startswith("from the journal, asked ")
+    assert echo.names["again"].output() == echo.names["sent"].output()
+    assert "from the journal" not in echo.run("%endpoint show @1")
+
+
+def test_an_input_that_is_not_json_is_no_repeat(notebook):
+    session = notebook.session
+    connection = session.serve("echo", "echo")
+    entry = session.entry(connection, Submission(input=object(), cell="cell-1"))
+    repeats = Repeats(session)
+    assert repeats.answer(entry, "cell 1", cache=True) is None
+    assert repeats.running(entry, ("cell-1", 1)) is None
+
+
+@pytest.mark.parametrize(("age", "is_asked"), [(0.9, True), (1.1, False)])
+def test_a_submission_that_may_have_been_queued_is_asked_about(notebook, age, is_asked):
+    session = notebook.session
+    connection = session.serve("echo", "echo")
+    entry = session.entry(connection, Submission(input=1, cell="cell-1"))
+    earlier = replace(
+        entry,
+        submitted_at=time.time() - age * UNKNOWN_FOR,
+        job=replace(entry.job, status=JobStatus.AMBIGUOUS),
+    )
+    session.on_loop(session.journal.add, earlier)
+    found = Repeats(session).running(entry, ("cell-1", 2))
+    assert (found is not None) == is_asked
 
 
 def test_the_environment_sets_the_mode_of_a_run_without_anybody(shell, monkeypatch):

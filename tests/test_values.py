@@ -5,13 +5,14 @@ from __future__ import annotations
 import resource
 import sqlite3
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_journal import queued
 
 from notebook_ext.errors import JournalError
-from notebook_ext.journal import Journal
+from notebook_ext.journal import UNKNOWN_FOR, Journal
 from notebook_ext.types import Job, JobStatus
 from notebook_ext.values import LARGE, Values
 
@@ -134,4 +135,28 @@ def test_what_a_transaction_that_fails_has_put_is_swept_later(tmp_path) -> None:
     journal.finish(number, Job(id="old", endpoint="ep", status=JobStatus.COMPLETED))
     assert journal.prune(days=1.0).jobs == 1
     assert list(Path(f"{path}.d/values").iterdir()) == []
+    journal.close()
+
+
+def test_pruning_for_size_stops_where_it_frees_nothing(tmp_path) -> None:
+    """What is open has the room: the results are not thrown away for nothing."""
+    journal = Journal(str(tmp_path / "journal.db"))
+    journal.add(queued("open", input="x" * 3_000_000))
+    for index in range(20):
+        number = journal.add(queued(f"small-{index}"))
+        journal.finish(number, Job(id=f"small-{index}", endpoint="ep", status=JobStatus.COMPLETED))
+    journal.prune(megabytes=2.0)
+    assert len(journal.entries()) >= 18
+    journal.close()
+
+
+def test_a_submission_that_is_no_longer_looked_for_is_pruned(tmp_path) -> None:
+    journal = Journal(str(tmp_path / "journal.db"))
+    unknown = Job(id="", endpoint="ep", status=JobStatus.AMBIGUOUS)
+    now = 1e9
+    for age, job in ((2.0, unknown), (0.5, unknown), (2.0, replace(unknown, id="known"))):
+        journal.add(queued(submitted_at=now - age * UNKNOWN_FOR, job=job, input="x" * LARGE))
+    journal.add(queued(submitted_at=now))
+    assert journal.prune(megabytes=0.0).jobs == 1
+    assert [entry.number for entry in journal.entries()] == [2, 3, 4]
     journal.close()
