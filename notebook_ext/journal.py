@@ -464,15 +464,15 @@ class Journal:
         ended = "(is_final OR status = 'AMBIGUOUS' AND job_id = '' AND submitted_at < ?)"
         given_up = now - UNKNOWN_FOR
         removed = self._remove(f"{ended} AND submitted_at < ?", given_up, now - days * 86400)
-        smaller, size = True, self.size()
-        while smaller and size > megabytes * 1e6:
+        freed, excess = float("inf"), self.size() - megabytes * 1e6
+        while excess > 0 and freed > excess / 100:  # else it is open jobs that have the room
             removed += self._remove(
                 f"number IN (SELECT number FROM jobs WHERE {ended} ORDER BY number LIMIT"  # noqa: S608 - ours
                 " (SELECT max(1, count(*) / 10) FROM jobs))",
                 given_up,
             )
-            earlier, size = size, self.size()
-            smaller = size < earlier
+            earlier, excess = excess, self.size() - megabytes * 1e6
+            freed = earlier - excess
         if not removed:
             return None
         oldest = next(iter(self._select("ORDER BY number LIMIT 1")), None)

@@ -99,7 +99,9 @@ class EndpointMagics(Magics):
 
     def _change_journal(self, change: Any) -> None:
         """Go on with another journal, which only a session without running jobs can."""
-        if self._verbs is None or change.new == self._verbs.session.journal.path:
+        from notebook_ext.journal import located
+
+        if self._verbs is None or located(change.new) == self._verbs.session.journal.path:
             return
         running = len(self._verbs.session.active())
         if running:

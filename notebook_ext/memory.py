@@ -160,7 +160,7 @@ def _command(entry: Entry) -> Command:
         raise InputError(f"@{entry.number} was not submitted from here, so what it was asked is not known")
     profile = profiles.get(entry.profile)
     fits = isinstance(entry.input, dict) and profile.place(entry.input, is_text=False) == entry.input
-    asked = {"exec_timeout": "execution_timeout", "ttl": "ttl", "webhook": "webhook"}
+    asked = {"exec_timeout": "execution_timeout", "ttl": "ttl"}
     options = {name: str(entry.options[kept]) for name, kept in asked.items() if kept in entry.options}
     return cellcode.from_input(
         entry.endpoint,

@@ -18,7 +18,7 @@ __all__ = ["provenance"]
 SHORT = 80
 """Characters up to which a word in the input counts as a parameter."""
 _WORD = re.compile(f"[!-~]{{0,{SHORT}}}")  # ASCII: many a language writes a whole prompt without a blank
-_PRIVATE = re.compile("key|token|secret|passw|pwd?|bearer|auth|access|credential", re.IGNORECASE)
+_PRIVATE = re.compile("key|token(?!s)|secret|passw|pwd?|bearer|auth|access|credential", re.IGNORECASE)
 _PROMPTS = frozenset({"prompt", "system", "messages", "text", "content"})
 
 

@@ -1,7 +1,7 @@
 """A request as text: before it is sent, or as a program, in Python or for curl; keys by variable name only.
 
 Pure: the same URL, operation and body as were sent. What the journal does not keep cannot be in it:
-bucket credentials, and the user and query of a webhook's URL.
+bucket credentials, and the URL of a webhook.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["curl", "dry_run", "python"]
 
 _WIDTH = 100
-_WEBHOOK = "# The journal keeps no query of a webhook's URL, where tokens stand: add it if there was one."
+_WEBHOOK = "# It had a webhook, of which the journal keeps no more than the host: add it."
 _SERVED = "# A notebook served this endpoint: its address and its token are new with each kernel."
 
 
@@ -53,22 +53,18 @@ class _Request:
         return {name: value for name, value in self.entry.options.items() if name != "webhook"}
 
     @property
-    def webhook(self) -> str | None:
-        return self.entry.options.get("webhook")
-
-    @property
     def url(self) -> str:
         route = self.provider.route(Operation.RUNSYNC if self.is_sync else Operation.RUN)
         return f"{self.provider.base_url}{route.fill(self.entry.endpoint_id)}"
 
     @property
     def body(self) -> dict[str, Any]:
-        request = JobRequest(self.entry.input, ExecutionPolicy(**self.policy), self.webhook)
+        request = JobRequest(self.entry.input, ExecutionPolicy(**self.policy))
         return request.to_json(self.provider.dialect, queued=not self.is_sync)
 
     @property
     def remarks(self) -> list[str]:
-        return [_SERVED] * self.entry.served + [_WEBHOOK] * (self.webhook is not None)
+        return [_SERVED] * self.entry.served + [_WEBHOOK] * ("webhook" in self.entry.options)
 
 
 def python(entry: Entry) -> str:
@@ -87,8 +83,6 @@ def python(entry: Entry) -> str:
         policy = ", ".join(f"{name}={value!r}" for name, value in request.policy.items())
         arguments.append(f"policy=ExecutionPolicy({policy})")
         names.append("ExecutionPolicy")
-    if request.webhook is not None:
-        arguments.append(f"webhook={request.webhook!r}")
     if not request.is_sync:
         names.append("StreamChunk")
     what = "run_sync" if request.is_sync else "run"

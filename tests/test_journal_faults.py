@@ -330,7 +330,9 @@ def test_a_damaged_file_keeps_its_large_values(path) -> None:
     kept_before = [file.name for file in Path(f"{path}.d/values").iterdir()]
     damage(path, "header")
     journal = open_journal(path)
-    journal.finish(journal.add(queued(submitted_at=1.0)), Job("old", "ep", JobStatus.COMPLETED))
+    journal.finish(
+        journal.add(queued(submitted_at=1.0)), Job(id="old", endpoint="ep", status=JobStatus.COMPLETED)
+    )
     journal.add(queued(submitted_at=1e12))
     assert journal.prune(days=1.0).jobs == 1
     journal.close()
@@ -507,7 +509,7 @@ def test_a_path_is_the_same_from_every_folder(tmp_path, monkeypatch) -> None:
     there = open_journal("~/j.db")
     assert here.path == there.path == str(tmp_path / "j.db")
     assert here.is_alive(there.owner)
-    there.add(queued())
+    there.add(queued(submitted_at=time.time()))
     there.close()
     assert len(here.entries()) == count_left("~/j.db") == 1
     here.close()

@@ -104,7 +104,7 @@ OURS = {
     "suggestions": "completion grammar vocabulary profiles prompts providers errors session@typing",
     # What %load_ext imports at once; the rest comes with the first use
     "completion": "grammar@late suggestions@late vocabulary@late",
-    "magics": "errors journal_file@late config@late grammar@late kernel@late session@late verbs@late vocabulary@late",
+    "magics": "errors journal@late journal_file@late config@late grammar@late kernel@late session@late verbs@late vocabulary@late",
     "extension": "completion kernel magics tls client@late verbs@late widgets@late",
     "__init__": "types@typing errors@typing client@typing connection@typing handle@typing kernel@typing "
     "providers@typing server@typing session@late extension@late",

@@ -327,7 +327,6 @@ def test_code_of_an_earlier_kernel_is_from_its_journal(notebook):
         input={"prompt": "again"},
         sync=True,
         policy=ExecutionPolicy(execution_timeout=90.5, ttl=3600, low_priority=True),
-        webhook="http://127.0.0.1:9/hook",
     )
     notebook.session.submit(notebook.session.connect("echo"), submission).output(10)
     before = notebook.session.journal.get(1)

@@ -21,7 +21,7 @@ from notebook_ext.recovery import Recovered
 from notebook_ext.session import Session
 from notebook_ext.types import JobStatus
 
-FOUND = "the answer to its submission was lost; it was found again by its input"
+FOUND = "the answer to its submission was lost; a job of the same input was found"
 
 
 @pytest.fixture(autouse=True)

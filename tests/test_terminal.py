@@ -232,7 +232,7 @@ def test_a_hang_up_ends_it(gate):
 def test_panels_are_text_here(gate):
     gate.run("%endpoint run gate --bg -o job -- Say this")
     for line in ("%endpoint panel health gate", "%endpoint health gate --watch --every 1s --forever"):
-        assert re.match(r"gate +counters\njobs +0 completed · ", gate.run(line)), line
+        assert re.match(r"gate +counters\njobs +0 in queue · ", gate.run(line)), line
     assert re.search(r"@1 +gate .* Say this ", gate.run("%endpoint panel jobs"))
     for line in ("%endpoint panel", "%endpoint panel prompt gate"):
         assert gate.run(line).startswith("The prompt panel needs a notebook in a browser"), line
