@@ -44,9 +44,12 @@ class Recovered:
         expired = [handle for handle in finished if handle.status is JobStatus.LOST]
         kept = len(finished) - len(expired)
         unknown = [handle for handle in self.handles if not handle.id]
-        running = len(self.handles) - len(finished) - len(unknown)
+        # Such as one whose key this kernel has not been given.
+        mute = [handle for handle in self.handles if handle.id and handle.done and handle not in finished]
+        running = len(self.handles) - len(finished) - len(unknown) - len(mute)
         parts = [
             f"{running} still run{'s' if running == 1 else ''}" if running else "",
+            f"{len(mute)} could not be asked ({type(mute[0].error).__name__})" if mute else "",
             f"{kept} ended since, and what came of it is kept" if kept else "",
             f"{len(expired)} expired before it could be fetched" if expired else "",
             f"{len(unknown)} may or may not have been queued" if unknown else "",
