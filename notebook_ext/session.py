@@ -279,6 +279,7 @@ class Session:
         recovered = self.on_loop(self._recovery.take_over)
         self._left += [*recovered.handles, *recovered.ended]
         for handle in recovered.handles:
+            handle.detached = True  # its kernel was left without stopping it: neither is it by the next one
             entry = self.journal.get(handle.number)
             if entry is not None and entry.notebook is not None and entry.notebook == self.notebook:
                 self.on_loop(self._mine, handle)

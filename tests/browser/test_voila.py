@@ -159,11 +159,11 @@ def test_an_app_streams_and_its_buttons_do_what_they_say(app):
     app.wait_match(r"@4\s+held\s+running")
     assert not app.is_over("queued")
     app.page.wait_for_timeout(700)  # a row whose buttons have just changed takes no click
-    app.click(jobs.locator(".nbx-table > *").nth(3), "Cancel")
+    app.click(jobs.locator(".nbx-buttons > *").nth(3), "Cancel")
     app.wait_text("@4 CANCELLED")
     app.wait_match(r"@4\s+held\s+cancelled")
     wait_until(lambda: app.is_over("queued"))
-    app.click(jobs.locator(".nbx-table > *").nth(0), "Show")
+    app.click(jobs.locator(".nbx-buttons > *").nth(0), "Show")
     app.wait_text("The result of @1")
     assert jobs.locator("strong", has_text="voila").count() == 1  # as Markdown
 
