@@ -15,7 +15,7 @@ from killing import MISSING, TOKEN, Victim, eventually, job, proxy, server, word
 from rude import answer, script
 from test_session import QUEUED, elsewhere, rows  # noqa: F401 - a fixture
 
-from notebook_ext.errors import EndpointError, JobFailed, JobLost
+from notebook_ext.errors import EndpointError, JobFailed, JobLost, JournalError
 from notebook_ext.journal import UNKNOWN_FOR
 from notebook_ext.recovery import Recovered
 from notebook_ext.session import Session
@@ -355,7 +355,7 @@ def test_a_submission_of_long_ago_is_not_looked_for(sessions, path, served, way,
 
 def test_what_expired_is_not_said_to_be_kept() -> None:
     found = [
-        SimpleNamespace(id=status, status=status)
+        SimpleNamespace(id=status, status=status, done=status.is_final)
         for status in (JobStatus.LOST, JobStatus.COMPLETED, JobStatus.IN_PROGRESS)
     ]
     assert str(Recovered(found[:1], [])) == (
@@ -364,6 +364,11 @@ def test_what_expired_is_not_said_to_be_kept() -> None:
     assert "1 still runs, 1 ended since, and what came of it is kept, 1 expired before" in str(
         Recovered(found, [])
     )
+
+
+def test_what_could_not_be_asked_is_not_said_to_run() -> None:
+    mute = SimpleNamespace(id="a", status=JobStatus.IN_PROGRESS, done=True, error=JournalError("locked"))
+    assert "left 1 job: 1 could not be asked (JournalError)." in str(Recovered([mute], []))
 
 
 # ---------------------------------------------------------------------------------- retries
