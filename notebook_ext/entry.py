@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from notebook_ext.journal_path import UNKNOWN_FOR
 from notebook_ext.types import Job, JobStatus, WorkerError
 
 if TYPE_CHECKING:
@@ -73,6 +75,11 @@ class Entry:
     submitted_at: float
     notes: tuple[str, ...] = ()
     job: Job
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether its submission was never answered, and so long ago that it is no longer looked for."""
+        return not self.job.id and time.time() - self.submitted_at > UNKNOWN_FOR
 
     @property
     def body_hash(self) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from notebook_ext.entry import COLUMNS, LARGE_COLUMNS, Entry, from_row, job_to_row, to_row
 from notebook_ext.errors import JournalError
+from notebook_ext.journal_path import UNKNOWN_FOR, located, sessions_of
 from notebook_ext.leases import Presence
 from notebook_ext.schema import migrate
 from notebook_ext.types import Job, StreamChunk
@@ -24,15 +25,12 @@ from notebook_ext.values import Reference, Values
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["UNKNOWN_FOR", "Found", "Journal", "Pruned", "located"]
+__all__ = ["Found", "Journal", "Pruned"]
 
 BUSY = 1.0
 """Seconds to wait for another kernel's write."""
 BUSY_FOR = 10.0
 """Seconds after waiting in vain in which only submissions wait again: the loop does all other work, too."""
-UNKNOWN_FOR = 86400.0
-"""Seconds after which a submission that was never answered is no longer looked for: the time to live
-that Runpod gives a job by default (operation reference)."""
 KEPT_DAYS, KEPT_MEGABYTES = 180.0, 1024.0
 """What is older, and then what is oldest, is removed when a journal has outgrown this."""
 COLD_STARTS = 20
@@ -316,6 +314,11 @@ class Journal:
         with self._using(), self._writing(is_urgent=True) as db:
             db.execute("UPDATE jobs SET owner = NULL WHERE number = ? AND owner = ?", (number, self.owner))
 
+    def version(self) -> int:
+        """A number that changes when another session has written to the file."""
+        with self._using() as db:
+            return int(db.execute("PRAGMA data_version").fetchone()[0])
+
     def owner_of(self, number: int) -> str | None:
         """The session that follows a job; None where none does."""
         with self._using() as db:
@@ -504,25 +507,6 @@ class Journal:
             f"{tables} UNION SELECT streamed FROM jobs UNION SELECT outputs FROM chunks"  # noqa: S608 - ours
         )
         return {value for (value,) in rows if isinstance(value, bytes)}
-
-
-def located(path: str) -> str:
-    """A journal's path as it is from every working folder, with `~` expanded.
-
-    Raises:
-        JournalError: There is no such home, or the working folder is gone.
-    """
-    if path == ":memory:":
-        return path
-    try:
-        return str(Path(path).expanduser().absolute())
-    except (OSError, RuntimeError) as error:
-        raise JournalError(f"the journal {path} cannot be opened: {error}") from error
-
-
-def sessions_of(path: str) -> Path:
-    """The folder beside a journal's file with the signs of life of the sessions that use it."""
-    return Path(f"{path}.d") / "sessions"
 
 
 def texts(value: Any) -> Iterator[str]:

@@ -1,33 +1,22 @@
-"""Where the journal is, and what is done when it cannot be used."""
+"""Opening a journal, and what is done when its file cannot be used."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import time
 from pathlib import Path
 
 from notebook_ext.errors import JournalError
-from notebook_ext.journal import UNKNOWN_FOR, Journal, located, sessions_of
-from notebook_ext.leases import alone, is_alive
+from notebook_ext.journal import Journal
+from notebook_ext.journal_path import located
+from notebook_ext.leases import alone
 
-__all__ = ["count_left", "default_path", "open_journal"]
+__all__ = ["open_journal"]
 
-PATH_VARIABLE = "NOTEBOOK_EXT_JOURNAL"
 REPAIR_PATIENCE = 10.0
 """Seconds to wait for another kernel that sets a damaged file aside."""
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-
-
-def default_path() -> str:
-    """Where the journal is: what `NOTEBOOK_EXT_JOURNAL` names, else a file in the user's data folder."""
-    named = os.environ.get(PATH_VARIABLE)
-    if named:
-        return named
-    import platformdirs  # on the load path, and only needed here
-
-    return str(Path(platformdirs.user_data_dir("notebook_ext", appauthor=False)) / "journal.db")
 
 
 def open_journal(path: str) -> Journal:
@@ -92,23 +81,3 @@ def _set_aside(path: str) -> str | None:
     except OSError:
         return None
     return moved
-
-
-def count_left(path: str) -> int:
-    """How many jobs had not ended when their session went; 0 where it cannot be told.
-
-    Quick, and changes nothing: for a look at every start.
-    """
-    try:
-        path = located(path)
-        if path == ":memory:" or not Path(path).exists():
-            return 0
-        with contextlib.closing(sqlite3.connect(f"{Path(path).as_uri()}?mode=ro", uri=True)) as db:
-            owners = db.execute(
-                "SELECT owner FROM jobs WHERE NOT is_final AND (job_id != '' OR submitted_at >= ?)",
-                (time.time() - UNKNOWN_FOR,),
-            ).fetchall()
-        alive = {owner for owner in {owner for (owner,) in owners} if is_alive(sessions_of(path), owner)}
-    except (sqlite3.Error, OSError, JournalError):
-        return 0
-    return sum(owner not in alive for (owner,) in owners)

@@ -93,13 +93,13 @@ class EndpointMagics(Magics):
 
     @default("journal")
     def _default_journal(self) -> str:
-        from notebook_ext.journal_file import default_path
+        from notebook_ext.journal_path import default_path
 
         return default_path()
 
     def _change_journal(self, change: Any) -> None:
         """Go on with another journal, which only a session without running jobs can."""
-        from notebook_ext.journal import located
+        from notebook_ext.journal_path import located
 
         if self._verbs is None or located(change.new) == self._verbs.session.journal.path:
             return
@@ -117,7 +117,7 @@ class EndpointMagics(Magics):
 
     def greet(self) -> None:
         """Take over what an earlier session left, and say so in one line; nothing where nothing was left."""
-        from notebook_ext.journal_file import count_left
+        from notebook_ext.journal_path import count_left
 
         if not count_left(self.journal):
             return

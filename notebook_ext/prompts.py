@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "KINDS",
     "Body",
+    "asked",
     "expand",
     "first_words",
     "option_lines",
@@ -371,21 +372,22 @@ def _option(key: str, value: str, line: str) -> list[str]:
 
 def first_words(value: Any, n: int = 60) -> str:
     """One line of at most `n` characters that tells one input from another in a listing."""
-    words = " ".join(_spoken(value)[: 8 * n].split())
+    found = asked(value)
+    text = found if isinstance(found, str) else _short_json(found, length=2000)
+    words = " ".join(text[: 8 * n].split())
     return words if len(words) <= n else words[: n - 1].rstrip() + "…"
 
 
-def _spoken(value: Any) -> str:
-    if isinstance(value, str):
-        return value
+def asked(value: Any) -> Any:
+    """What was asked, wherever an input usually has it; the value itself where it is nowhere."""
     if isinstance(value, dict):
         for key in ("prompt", "text", "query", "question", "openai_input"):
             if value.get(key):
-                return _spoken(value[key])
+                return asked(value[key])
         messages = value.get("messages")
         if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
-            return _spoken(messages[-1].get("content"))
-    return _short_json(value, length=2000)
+            return asked(messages[-1].get("content"))
+    return value
 
 
 def _short_json(value: Any, length: int = 40) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from notebook_ext import profiles, render
+from notebook_ext import profiles, prompts, render
 from notebook_ext.types import whole_text
 
 if TYPE_CHECKING:
@@ -103,16 +103,10 @@ class Record:
 
 def prompt_text(value: Any) -> str:
     """What was asked, as text, wherever it stands in an input; all of it as JSON where it is nowhere."""
-    if isinstance(value, str):
-        return whole_text(value)
-    if isinstance(value, dict):
-        for key in ("prompt", "text", "query", "question", "openai_input"):
-            if value.get(key):
-                return prompt_text(value[key])
-        messages = value.get("messages")
-        if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
-            return prompt_text(messages[-1].get("content"))
-    return "" if value is None else as_json(value)
+    found = prompts.asked(value)
+    if isinstance(found, str):
+        return whole_text(found)
+    return "" if found is None else as_json(found)
 
 
 _DATA_URL = re.compile(r'src="data:(?P<mime>[^;"]+);base64,(?P<data>[^"]+)"')

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from notebook_ext.errors import EndpointError, JournalError, job_error
 from notebook_ext.following import differs
 from notebook_ext.handle import Ended, JobHandle
-from notebook_ext.journal import UNKNOWN_FOR
 from notebook_ext.types import JobStatus, StreamChunk
 
 if TYPE_CHECKING:
@@ -139,8 +138,7 @@ class Recovery:
         return recovered
 
     def _take(self, entry: Entry, recovered: Recovered) -> None:
-        is_too_old = not entry.job.id and time.time() - entry.submitted_at > UNKNOWN_FOR
-        if is_too_old or self._journal.is_alive(entry.owner):
+        if entry.is_given_up or self._journal.is_alive(entry.owner):
             return
         if not self._journal.claim(entry.number, entry.owner):
             return  # another session was faster

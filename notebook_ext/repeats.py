@@ -8,7 +8,6 @@ import time
 from typing import TYPE_CHECKING
 
 from notebook_ext.errors import InputError
-from notebook_ext.journal import UNKNOWN_FOR
 from notebook_ext.vocabulary import REPLAY_MODES
 
 if TYPE_CHECKING:
@@ -91,8 +90,7 @@ class Repeats:
             return None
         for twin in self._session.journal.open_twins(digest):
             is_same_cell = (twin.cell, twin.notebook) == (entry.cell, entry.notebook)
-            is_too_old = not twin.job.id and time.time() - twin.submitted_at > UNKNOWN_FOR
-            if is_same_cell and not is_too_old and self._runs.get(twin.number) != run:
+            if is_same_cell and not twin.is_given_up and self._runs.get(twin.number) != run:
                 handle = self._session.recall(twin)
                 if not (handle.status.is_final or handle.never_submitted):
                     return handle

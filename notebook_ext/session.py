@@ -24,7 +24,8 @@ from notebook_ext.errors import (
 )
 from notebook_ext.handle import JobHandle, Stopped
 from notebook_ext.journal import Journal, Pruned
-from notebook_ext.journal_file import default_path, open_journal
+from notebook_ext.journal_file import open_journal
+from notebook_ext.journal_path import default_path
 from notebook_ext.loop import LoopThread
 from notebook_ext.protocol import Operation
 from notebook_ext.recovery import Recovered, Recovery
@@ -134,7 +135,6 @@ class Session:
         submission: Submission,
         *,
         profile: str | None = None,
-        job: Job | None = None,
     ) -> Entry:
         """A submission as the journal will know it; its `body_hash` tells whether it was made before."""
         now = time.time()
@@ -154,7 +154,7 @@ class Session:
             notebook=self.notebook,
             cell=submission.cell,
             submitted_at=now,
-            job=job or Job(id="", endpoint=connection.endpoint.id, status=JobStatus.IN_QUEUE, seen_at=now),
+            job=Job(id="", endpoint=connection.endpoint.id, status=JobStatus.IN_QUEUE, seen_at=now),
         )
 
     def _handle(self, entry: Entry) -> JobHandle:
@@ -276,7 +276,7 @@ class Session:
 
         Those of this notebook are this session's from then on; the others are only looked after.
         """
-        recovered = self.on_loop(self._recovery.take_over)
+        recovered = self.on_loop(self._take_over)
         self._left += [*recovered.handles, *recovered.ended]
         for handle in recovered.handles:
             handle.detached = True  # its kernel was left without stopping it: neither is it by the next one
@@ -284,6 +284,12 @@ class Session:
             if entry is not None and entry.notebook is not None and entry.notebook == self.notebook:
                 self.on_loop(self._mine, handle)
         return recovered
+
+    def _take_over(self) -> Recovered:
+        from notebook_ext.limits import in_background
+
+        with in_background():  # nobody looks at these just now
+            return self._recovery.take_over()
 
     def left_behind(self) -> list[JobHandle]:
         """What earlier sessions left and this one took over, until `told` of its end."""
@@ -356,20 +362,23 @@ class Session:
         self.on_loop(self._resume, handle)
 
     def _resume(self, handle: JobHandle) -> None:
+        if self._follow_again(handle):
+            self._mine(handle)
+
+    def _follow_again(self, handle: JobHandle) -> bool:
         if self._recovery.resume(handle):
             if self.journal.owner_of(handle.number) != self.journal.owner:
                 self._elsewhere.add(handle.number)
-        elif not self._watcher.resume(handle, self._endpoint(handle)):
-            return
-        self._mine(handle)
+            return True
+        return self._watcher.resume(handle, self._endpoint(handle))
 
     def _collect_later(self, handle: JobHandle) -> None:
         """A job that could no longer be followed is looked for again, before its result expires."""
         self.loop.loop.call_later(COLLECT_EVERY, self._collect, handle)
 
     def _collect(self, handle: JobHandle) -> None:
-        if not self._closed:
-            self._resume(handle)
+        if not self._closed and self._follow_again(handle) and handle.number in self.handles:
+            self._announce(handle)
 
     def retry(self, handle: JobHandle) -> None:
         """Queue a failed job again, and follow it again; interrupting only ends the waiting.

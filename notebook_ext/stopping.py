@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from notebook_ext.keeping import Keeper
     from notebook_ext.types import Job
 
-__all__ = ["end_of", "stop"]
+__all__ = ["stop"]
 
 ID_PATIENCE = 45.0
 """Seconds to wait for the id of a job that is to be cancelled; longer than a submission may take."""
@@ -56,11 +56,11 @@ async def stop(handle: JobHandle, endpoint: Endpoint, keeper: Keeper) -> Stopped
         job = error.job
     except (EndpointError, TimeoutError) as error:
         return _outcome(handle, error if isinstance(error, EndpointError) else None)
-    await end_of(handle, job, keeper)
+    await _end_of(handle, job, keeper)
     return _outcome(handle, None)
 
 
-async def end_of(handle: JobHandle, job: Job, keeper: Keeper) -> None:
+async def _end_of(handle: JobHandle, job: Job, keeper: Keeper) -> None:
     """See to it that a handle has ended: its watcher sees the same, and has the last chunks."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(ENDING):

@@ -223,32 +223,35 @@ class Watcher:
         return await self._follow(handle, endpoint)
 
     async def _follow_journal(self, handle: JobHandle, endpoint: Endpoint) -> EndpointError | None:
-        looked = time.monotonic()
+        version, looked = -1, time.monotonic()
+        entry: Entry | None = None
         while True:
-            try:
-                entry = self._journal.get(handle.number)
-                chunks = self._journal.chunks(handle.number, len(handle.streamed()))
-            except JournalError:  # it is locked: the next look tries again
-                await asyncio.sleep(JOURNAL_EVERY)
-                continue
-            if entry is None:
-                return JobLost(f"@{handle.number} was removed from the journal", handle.job)
-            for chunk in chunks:
-                handle.saw(chunk)
-            if differs(handle.job, entry.job):
-                handle.saw(entry.job)
-            if handle.status.is_final:
-                handle.notes.extend(note for note in entry.notes if note not in handle.notes)
-                return _error(handle)
-            if time.monotonic() - looked >= OWNER_EVERY:
-                looked = time.monotonic()
-                is_ours = False
-                with contextlib.suppress(JournalError):  # it is locked: the next look tries again
-                    is_gone = not self._journal.is_alive(entry.owner)
-                    is_ours = is_gone and self._journal.claim(handle.number, entry.owner)
-                if is_ours:
-                    return await self._inherit(handle, endpoint, entry)
+            with contextlib.suppress(JournalError):  # it is locked: the next look tries again
+                if (newest := self._journal.version()) != version:
+                    entry = self._journal.get(handle.number)
+                    if entry is None:
+                        return JobLost(f"@{handle.number} was removed from the journal", handle.job)
+                    self._take_in(handle, entry)
+                    version = newest
+                if handle.status.is_final:
+                    return _error(handle)
+                if entry is not None and time.monotonic() - looked >= OWNER_EVERY:
+                    looked = time.monotonic()
+                    if not self._journal.is_alive(entry.owner) and self._journal.claim(
+                        handle.number, entry.owner
+                    ):
+                        break
             await asyncio.sleep(JOURNAL_EVERY)
+        return await self._inherit(handle, endpoint, entry)
+
+    def _take_in(self, handle: JobHandle, entry: Entry) -> None:
+        """Tell a handle what another session has written of its job."""
+        for chunk in self._journal.chunks(handle.number, len(handle.streamed())):
+            handle.saw(chunk)
+        if entry.job.status.is_final:
+            handle.notes.extend(note for note in entry.notes if note not in handle.notes)
+        if differs(handle.job, entry.job):
+            handle.saw(entry.job)
 
     async def _inherit(self, handle: JobHandle, endpoint: Endpoint, entry: Entry) -> EndpointError | None:
         """Follow a job whose session is gone."""

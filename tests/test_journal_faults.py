@@ -17,8 +17,9 @@ from killing import TOKEN, Victim, eventually, job, proxy, server, words
 from test_journal import queued
 
 from notebook_ext.errors import JournalError
-from notebook_ext.journal import UNKNOWN_FOR, Journal
-from notebook_ext.journal_file import count_left, open_journal
+from notebook_ext.journal import Journal
+from notebook_ext.journal_file import open_journal
+from notebook_ext.journal_path import UNKNOWN_FOR, count_left
 from notebook_ext.schema import MIGRATIONS
 from notebook_ext.session import Session
 from notebook_ext.types import Job, JobStatus, StreamChunk

@@ -38,24 +38,25 @@ OURS = {
     "leases": "",
     "values": "errors",
     "schema": "errors",
-    "entry": "types values@typing",
-    "journal": "entry leases schema values types errors",
-    "journal_file": "journal leases errors",
+    "journal_path": "leases errors",
+    "entry": "journal_path types values@typing",
+    "journal": "journal_path entry leases schema values types errors",
+    "journal_file": "journal_path journal leases errors",
     "loop": "",
     "run": "types handle@typing",
     "handle": "run types errors",
     "connection": "types errors client@typing handle@typing providers@typing session@typing",
-    "recovery": "following handle journal types errors client@typing entry@typing watcher@typing",
+    "recovery": "following handle types errors client@typing entry@typing journal@typing watcher@typing",
     "keeping": "types errors handle@typing journal@typing",
     "stopping": "handle errors types@typing client@typing keeping@typing",
     "queueing": "handle types errors client@typing journal@typing keeping@typing",
     "watcher": "following keeping stopping queueing handle protocol types errors client@typing connection@typing "
     "entry@typing journal@typing",
     "directory": "connection config providers errors entry@typing session@typing client@late limits@late server@late",
-    "session": "directory protocol recovery watcher loop connection handle journal journal_file entry config providers types errors "
+    "session": "directory journal_path protocol recovery watcher loop connection handle journal journal_file entry config providers types errors "
     "client@late limits@late transport@late server@late",
     "provenance": "keys handle@typing",
-    "repeats": "journal vocabulary errors entry@typing handle@typing session@typing",
+    "repeats": "vocabulary errors entry@typing handle@typing session@typing",
     # What a person types
     "templates": "errors",
     "prompts": "templates types errors",
@@ -90,7 +91,7 @@ OURS = {
     "panels": "desk pane health_pane jobs_pane watching client@typing connection@typing grammar@typing kernel@typing "
     "session@typing",
     # What is taken out of the journal
-    "records": "profiles render types entry@typing",
+    "records": "profiles prompts render types entry@typing",
     "reports": "footer records render",
     "exports": "records reports errors",
     "memory": "exports records requestcode cellcode profiles prompts tables errors render@typing arguments@typing entry@typing "
@@ -104,7 +105,7 @@ OURS = {
     "suggestions": "completion grammar vocabulary profiles prompts providers errors session@typing",
     # What %load_ext imports at once; the rest comes with the first use
     "completion": "grammar@late suggestions@late vocabulary@late",
-    "magics": "errors journal@late journal_file@late config@late grammar@late kernel@late session@late verbs@late vocabulary@late",
+    "magics": "errors journal_path@late config@late grammar@late kernel@late session@late verbs@late vocabulary@late",
     "extension": "completion kernel magics tls client@late verbs@late widgets@late",
     "__init__": "types@typing errors@typing client@typing connection@typing handle@typing kernel@typing "
     "providers@typing server@typing session@late extension@late",
@@ -119,7 +120,7 @@ LIBRARIES = {
     "server": "starlette uvicorn",
     "server.outbound": "httpx",  # webhooks and upstreams
     "config": "platformdirs@late",
-    "journal_file": "platformdirs@late",
+    "journal_path": "platformdirs@late",
     "keys": "keyring@late",
     "templates": "jinja2@late",
     "prompts": "yaml@late",

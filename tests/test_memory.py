@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import io
 import json
 import re
 import subprocess
@@ -14,15 +12,15 @@ from datetime import UTC
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
+import inshell
 import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
-from traitlets.config import Config
 
 from notebook_ext import JobHandle, tables
 from notebook_ext.connection import Submission
 from notebook_ext.records import COLUMNS
-from notebook_ext.session import Session, default_session
+from notebook_ext.session import Session
 from notebook_ext.types import ExecutionPolicy, JobStatus
 
 if TYPE_CHECKING:
@@ -31,19 +29,8 @@ if TYPE_CHECKING:
 HOSTILE = "<img src=x onerror=\"window.__pwned=1\"> </td><script>1</script> 'quoted'"
 
 
-class Notebook:
-    """Runs cells, and reads what they print."""
-
-    def __init__(self) -> None:
-        config = Config()
-        config.HistoryManager.enabled = False
-        config.InteractiveShell.colors = "nocolor"
-        self.shell = InteractiveShell.instance(config=config)
-        self.names = self.shell.user_ns
-
-    @property
-    def session(self) -> Session:
-        return default_session()
+class Notebook(inshell.Notebook):
+    """A notebook that asks `echo`, and can be begun again."""
 
     def begin(self) -> None:
         """A kernel that has just started, with `echo` as its endpoint."""
@@ -52,20 +39,6 @@ class Notebook:
     def restart(self) -> None:
         self.run("%unload_ext notebook_ext")
         self.begin()
-
-    def run(self, cell: str) -> str:
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            result = self.shell.run_cell(cell)
-        assert result.success, printed.getvalue()
-        return printed.getvalue()
-
-    def error(self, cell: str) -> str:
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            result = self.shell.run_cell(cell)
-        assert not result.success, printed.getvalue()
-        return printed.getvalue().rstrip().splitlines()[-1]
 
     def ask(self, *prompts: str) -> None:
         for prompt in prompts:

@@ -16,7 +16,7 @@ from rude import answer, script
 from test_session import QUEUED, elsewhere, rows  # noqa: F401 - a fixture
 
 from notebook_ext.errors import EndpointError, JobFailed, JobLost, JournalError
-from notebook_ext.journal import UNKNOWN_FOR
+from notebook_ext.journal_path import UNKNOWN_FOR
 from notebook_ext.recovery import Recovered
 from notebook_ext.session import Session
 from notebook_ext.types import JobStatus

@@ -13,7 +13,7 @@ import pytest
 from inshell import KEY, Gate
 
 from notebook_ext.connection import Submission
-from notebook_ext.journal import UNKNOWN_FOR
+from notebook_ext.journal_path import UNKNOWN_FOR
 from notebook_ext.repeats import Repeats
 from notebook_ext.types import JobStatus
 

@@ -12,7 +12,8 @@ import pytest
 from test_journal import queued
 
 from notebook_ext.errors import JournalError
-from notebook_ext.journal import UNKNOWN_FOR, Journal
+from notebook_ext.journal import Journal
+from notebook_ext.journal_path import UNKNOWN_FOR
 from notebook_ext.types import Job, JobStatus
 from notebook_ext.values import LARGE, Values
 
