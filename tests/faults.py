@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Any
 
-from rude import KEY, Asked, answer, read
+from rude import KEY, Asked, answer, listening, read
 
 PAGE = (
     "<html><head><style>p {color: red}</style><script>alert('x')</script></head>"
@@ -326,11 +326,10 @@ async def faulty(choose: Choose, *, refuse: Callable[[], Act | None] = lambda: N
         choose: Called for each request.
         refuse: Called for each connection; what it gives is done before anything is read.
     """
-    server, talks = Faulty(), set()
+    server = Faulty()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        talks.add(asyncio.current_task())
-        try:
+        with contextlib.suppress(Close):
             if (act := refuse()) is not None:
                 server.unread += 1
                 await act(Talk(None, None, writer))
@@ -339,18 +338,6 @@ async def faulty(choose: Choose, *, refuse: Callable[[], Act | None] = lambda: N
                 server.asked.append(asked)
                 act, document = choose(asked)
                 await act(Talk(asked, document, writer))
-        except (Close, asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass  # it is to end, the client has gone, or the test is over
-        finally:
-            writer.close()
 
-    listener = await asyncio.start_server(talk, "127.0.0.1", 0)
-    server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v2"
-    try:
+    async with listening(talk) as server.url:
         yield server
-    finally:
-        listener.close()
-        for task in talks:
-            task.cancel()
-        await asyncio.gather(*talks, return_exceptions=True)
-        await asyncio.sleep(0)  # the closing of a transport takes one turn of the loop

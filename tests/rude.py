@@ -89,27 +89,40 @@ def script(**answers: Any) -> Respond:
 @contextlib.asynccontextmanager
 async def rude(respond: Respond) -> AsyncIterator[Rude]:
     """Listen; every connection that is still open at the end is closed."""
-    server, talks = Rude(), set()
+    server = Rude()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            asked = await read(reader, writer)
+            server.asked.append(asked)
+            said = await respond(asked)
+            if said is None:
+                break
+            await asked.send(said)
+
+    async with listening(talk) as server.url:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[str]:
+    """Talk on each connection until that ends or the client goes; gives the base URL."""
+    talks: set[asyncio.Task[None] | None] = set()
+
+    async def until_closed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         talks.add(asyncio.current_task())
         try:
-            while True:
-                asked = await read(reader, writer)
-                server.asked.append(asked)
-                said = await respond(asked)
-                if said is None:
-                    break
-                await asked.send(said)
+            await talk(reader, writer)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass  # the client has gone, or the test is over
         finally:
             writer.close()
 
-    listener = await asyncio.start_server(talk, "127.0.0.1", 0)
-    server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v2"
+    listener = await asyncio.start_server(until_closed, "127.0.0.1", 0)
     try:
-        yield server
+        yield f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v2"
     finally:
         listener.close()
         for task in talks:
