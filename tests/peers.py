@@ -9,9 +9,12 @@ import os
 import shutil
 import sys
 import venv
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from browser.environments import home, install, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 RUNPOD = "runpod==1.12.0"
 RUNPOD_JS = "runpod-sdk@1.1.2"
