@@ -8,7 +8,7 @@ import inspect
 import os
 from typing import TYPE_CHECKING, Any, cast
 
-from notebook_ext import config, profiles, providers
+from notebook_ext import config, profiles, providers, workercode
 from notebook_ext.errors import ConfigurationError, InputError
 from notebook_ext.types import JobStatus
 from notebook_ext.vocabulary import HANDLERS, VERBS
@@ -36,6 +36,7 @@ class EndpointVerbs:
         self._session = session
         self._front_end = front_end
         self._namespace: dict[str, Any] = shell.user_ns
+        self._cells: dict[str, tuple[Any, str]] = {}  # what they served, and their code
 
     def purge(self, command: Command, arguments: Arguments) -> str:
         """Remove what is queued, after asking."""
@@ -84,10 +85,30 @@ class EndpointVerbs:
             dials=_dials(arguments),
             upstream=_upstream(arguments),
         )
+        self._cells.pop(name, None)
+        if command.body is not None:
+            self._cells[name] = handler, command.body
         return (
             f"{name} is served at {connection.provider.base_url}/{name} by {workers} "
             f"worker{'' if workers == 1 else 's'}.\n"
             f"%endpoint run {name} -- PROMPT calls it, %endpoint serve {name} --stop ends it."
+        )
+
+    def worker(self, name: str | None) -> str:
+        """The handler of an endpoint that is served here, as the program of a Runpod worker."""
+        queue = self._session.endpoints.queue(name) if name is not None else None
+        if name is None or queue is None:
+            raise InputError(
+                f"'{name or self._session.endpoints.default_name()}' is not served here: "
+                "%endpoint code NAME --worker writes the handler of an endpoint that this notebook serves"
+            )
+        served, code = self._cells.get(name, (None, ""))
+        return workercode.worker(
+            name,
+            queue.handler,
+            self._namespace,
+            cell=code if queue.handler is served else None,
+            aggregates=queue.return_aggregate_stream,
         )
 
     def _handler(self, command: Command) -> Any:

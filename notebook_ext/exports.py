@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from notebook_ext.records import Record
 
-__all__ = ["Written", "frame", "write"]
+__all__ = ["Written", "frame", "place", "write"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def write(records: Sequence[Record], path: Path, *, force: bool = False) -> Writ
         if each.exists() and not force:
             raise _exists(each)
     for each, content in zip(paths, contents, strict=True):
-        _place(content, each, force=force)
+        place(content, each, force=force)
     return Written(tuple(paths), sum(map(len, contents)))
 
 
@@ -214,8 +214,13 @@ _TABLES: Mapping[str, Callable[[Sequence[Record]], bytes]] = {
 }
 
 
-def _place(content: bytes, path: Path, *, force: bool) -> None:
-    """Put a file where it belongs, in one step, so that nobody ever sees half of it."""
+def place(content: bytes, path: Path, *, force: bool) -> None:
+    """Put a file where it belongs, in one step, so that nobody ever sees half of it.
+
+    Raises:
+        InputError: There is one already, and it is not to be replaced.
+        EndpointError: It could not be written.
+    """
     path = path.resolve()  # a link stays one
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -9,9 +9,21 @@ import importlib.metadata
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from notebook_ext import config, doctor, footer, grammar, profiles, prompts, render, requestcode, tables
+from notebook_ext import (
+    config,
+    doctor,
+    exports,
+    footer,
+    grammar,
+    profiles,
+    prompts,
+    render,
+    requestcode,
+    tables,
+)
 from notebook_ext.arguments import Arguments
 from notebook_ext.cell import visible
 from notebook_ext.cells import JobCells
@@ -390,9 +402,15 @@ class Verbs:
         self._print(self._memory.export(command, arguments, handles))
 
     def _code(self, command: Command, arguments: Arguments) -> None:
-        handle = self._handle(command.arguments.job, arguments)
-        code = self._memory.code(handle, command)
-        if command.arguments.cell and not self._front_end.is_headless:
+        if command.arguments.worker:
+            code = self._endpoints.worker(command.arguments.job)
+        else:
+            code = self._memory.code(self._handle(command.arguments.job, arguments), command)
+        if (file := arguments.text("to")) is not None:
+            path = Path(file).expanduser()
+            exports.place(code.encode(), path, force=command.arguments.force)
+            self._print(f"{path} is written")
+        elif command.arguments.cell and not self._front_end.is_headless:
             self._shell.set_next_input(code)
         else:
             self._print(code)

@@ -349,6 +349,13 @@ def _code(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cell", action="store_true", help="insert it as the next cell")
     group.add_argument("--python", action="store_true", help="a Python program that makes the same request")
     group.add_argument("--curl", action="store_true", help="a curl command that makes the same request")
+    group.add_argument(
+        "--worker",
+        action="store_true",
+        help="of an endpoint that is served here: its handler as the program of a Runpod worker",
+    )
+    parser.add_argument("--to", metavar="FILE", help="write it to a file")
+    parser.add_argument("--force", action="store_true", help="replace a file that exists")
 
 
 def _topic(parser: argparse.ArgumentParser) -> None:

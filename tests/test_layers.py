@@ -97,10 +97,11 @@ OURS = {
     "memory": "exports records requestcode cellcode profiles prompts tables errors render@typing arguments@typing entry@typing "
     "grammar@typing handle@typing session@typing",
     # The ones that know everyone
+    "workercode": "errors",
     "endpoint_verbs": "arguments@typing config errors grammar@typing kernel@typing profiles providers session@typing types "
-    "vocabulary server@late",
+    "vocabulary workercode server@late",
     "doctor": "config kernel waiting errors connection@typing journal@typing session@typing",
-    "verbs": "doctor endpoint_verbs memory repeats requestcode entry panels jobs_pane arguments cell cells config connection grammar "
+    "verbs": "doctor endpoint_verbs exports memory repeats requestcode entry panels jobs_pane arguments cell cells config connection grammar "
     "footer handle kernel profiles prompts render session tables types errors view",
     "suggestions": "completion grammar vocabulary profiles prompts providers errors session@typing",
     # What %load_ext imports at once; the rest comes with the first use

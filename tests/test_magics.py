@@ -894,3 +894,25 @@ def test_a_handle_outlives_the_extension_as_a_memory(shell):
             ask()
     with pytest.raises(ConfigurationError, match="session of @2 is closed"):
         running.cancel()
+
+
+def test_code_worker_writes_the_served_handler(notebook, tmp_path):
+    notebook.run(
+        "%%endpoint serve shout --no-aggregate\n"
+        "def handler(job):\n"
+        "    for word in job['input']['prompt'].split():\n"
+        "        yield word.upper()\n"
+    )
+    said = notebook.run("%endpoint code shout --worker --to handler.py")
+    program = (tmp_path / "handler.py").read_text()
+    assert "handler.py is written" in said
+    assert 'runpod.serverless.start({"handler": handler, "return_aggregate_stream": False})' in program
+    assert "yield word.upper()" in program
+    assert "exists, and was not touched" in notebook.error("%endpoint code shout --worker --to handler.py")
+    assert "def handler" in notebook.run("%endpoint code shout --worker")
+
+
+def test_code_worker_of_what_is_not_served(notebook):
+    assert "'llama' is not served here" in notebook.error("%endpoint code llama --worker")
+    notebook.run("%endpoint serve e --handler echo")
+    assert "a built-in handler" in notebook.error("%endpoint code e --worker")
