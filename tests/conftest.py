@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -13,9 +14,15 @@ import pytest
 from browser.environments import make_environments
 from inshell import KEY, Gate, Notebook
 from IPython.core.interactiveshell import InteractiveShell
+from rude import rude
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from killing import Proxy, Served
+    from rude import Respond, Rude
+
+    from notebook_ext.session import Session
 
 OUR_THREADS = "notebook_ext"
 FOREIGN_KEYS = ("RUNPOD_API_KEY", "TENSORONE_API_KEY", "TENSORONE_BASE_URL")
@@ -101,6 +108,51 @@ def _sockets() -> set[str]:
         if target.startswith("socket:"):
             found.add(target)
     return found
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    from notebook_ext.session import Session
+
+    it = Session()
+    yield it
+    it.close()
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Callable[[Respond], Rude]]:
+    """Runs a server that a session only knows by its address."""
+    from notebook_ext.loop import LoopThread
+
+    loop = LoopThread("another machine")
+    with contextlib.ExitStack() as stack:
+
+        def start(respond: Respond) -> Rude:
+            manager = rude(respond)
+            server = loop.submit(manager.__aenter__()).result(5)
+            stack.callback(lambda: loop.submit(manager.__aexit__(None, None, None)).result(5))
+            return server
+
+        yield start
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server that jobs are counted at, in a process of its own."""
+    from killing import server
+
+    with server(tmp_path_factory.mktemp("server")) as it:
+        yield it
+
+
+@pytest.fixture
+def way(served: Served) -> Iterator[Proxy]:
+    """The way to it, which can be cut."""
+    from killing import proxy
+
+    with proxy(served.url) as it:
+        yield it
 
 
 @pytest.fixture

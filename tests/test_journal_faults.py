@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from killing import TOKEN, Victim, eventually, job, proxy, server, words
+from killing import TOKEN, Victim, eventually, job, words
 from test_journal import queued
 
 from notebook_ext.errors import JournalError
@@ -32,18 +32,6 @@ NOBODY = 65534
 @pytest.fixture(autouse=True)
 def _key(monkeypatch) -> None:
     monkeypatch.setenv("NOTEBOOK_EXT_API_KEY", TOKEN)
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    with server(tmp_path_factory.mktemp("server")) as it:
-        yield it
-
-
-@pytest.fixture
-def way(served):
-    with proxy(served.url) as it:
-        yield it
 
 
 @pytest.fixture

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from ipywidgets.widgets import widget as registry
-from rude import KEY, answer, rude, script
+from rude import KEY, answer, script
 
 from notebook_ext import pane
-from notebook_ext.loop import LoopThread
 from notebook_ext.panels import Panels
 from notebook_ext.session import Session
 from notebook_ext.types import JobStatus
@@ -126,13 +125,6 @@ def page():
 
 
 @pytest.fixture
-def session():
-    it = Session()
-    yield it
-    it.close()
-
-
-@pytest.fixture
 def panels(session, page):
     before = set(registry._instances)
     yield Panels(session, page)
@@ -141,21 +133,16 @@ def panels(session, page):
 
 
 @pytest.fixture
-def elsewhere(session, monkeypatch):
+def elsewhere(elsewhere, session, monkeypatch):
     """An endpoint that answers as it is told: gives its server and its connection."""
     monkeypatch.setenv("NOTEBOOK_EXT_API_KEY", KEY)
-    loop = LoopThread("another machine")
-    with contextlib.ExitStack() as stack:
 
-        def start(**answers):
-            manager = rude(script(**answers))
-            server = loop.submit(manager.__aenter__()).result(5)
-            stack.callback(lambda: loop.submit(manager.__aexit__(None, None, None)).result(5))
-            return server, session.connect("ep", "ep", provider=server.url)
+    def start(**answers):
+        server = elsewhere(script(**answers))
+        return server, session.connect("ep", "ep", provider=server.url)
 
-        yield start
-        session.close()
-    loop.close()
+    yield start
+    session.close()
 
 
 def watch(panels, connection, *, every=0.02, is_endless=False, cell=(None, 1)) -> None:

@@ -11,9 +11,9 @@ from concurrent.futures import CancelledError
 from types import SimpleNamespace
 
 import pytest
-from killing import MISSING, TOKEN, Victim, eventually, job, proxy, server, words
+from killing import MISSING, TOKEN, Victim, eventually, job, words
 from rude import answer, script
-from test_session import QUEUED, elsewhere, rows  # noqa: F401 - a fixture
+from test_session import QUEUED, rows
 
 from notebook_ext.errors import EndpointError, JobFailed, JobLost, JournalError
 from notebook_ext.journal_path import UNKNOWN_FOR
@@ -46,18 +46,6 @@ def sessions(path):
     yield make
     for session in made:
         session.close()
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    with server(tmp_path_factory.mktemp("server")) as it:
-        yield it
-
-
-@pytest.fixture
-def way(served):
-    with proxy(served.url) as it:
-        yield it
 
 
 @pytest.fixture
@@ -263,7 +251,7 @@ def test_the_text_goes_on_live_after_a_restart(sessions, served) -> None:
 
 def test_an_answer_that_was_not_waited_for_is_a_gap_also_for_the_next_but_one(
     sessions,
-    elsewhere,  # noqa: F811
+    elsewhere,
 ) -> None:
     """A job whose server is silent is left with an answer outstanding; each later session knows that."""
     polls, release = [], threading.Event()
@@ -295,7 +283,7 @@ def test_an_answer_that_was_not_waited_for_is_a_gap_also_for_the_next_but_one(
     assert handle.notes == [MISSING]
 
 
-def test_a_job_that_is_still_queued_when_it_is_taken_over_has_no_gap(sessions, elsewhere) -> None:  # noqa: F811
+def test_a_job_that_is_still_queued_when_it_is_taken_over_has_no_gap(sessions, elsewhere) -> None:
     release = threading.Event()
 
     async def stream(asked):
@@ -374,7 +362,7 @@ def test_what_could_not_be_asked_is_not_said_to_run() -> None:
 # ---------------------------------------------------------------------------------- retries
 
 
-def test_a_session_that_dies_in_a_retry_leaves_a_job_that_may_run(sessions, elsewhere) -> None:  # noqa: F811
+def test_a_session_that_dies_in_a_retry_leaves_a_job_that_may_run(sessions, elsewhere) -> None:
     """The row says so before the POST is sent: a job that has ended is not looked at again."""
     asked, again = threading.Event(), [False]
 
@@ -407,7 +395,7 @@ def test_a_session_that_dies_in_a_retry_leaves_a_job_that_may_run(sessions, else
     assert handle.output(10) == "second"
 
 
-def test_a_retry_that_is_refused_leaves_the_journal_as_it_was(sessions, elsewhere) -> None:  # noqa: F811
+def test_a_retry_that_is_refused_leaves_the_journal_as_it_was(sessions, elsewhere) -> None:
     failed = {"id": "job-1", "status": "FAILED", "error": "no luck"}
     there = elsewhere(
         script(run=QUEUED, retry=answer({"error": "no"}, 400), status=failed, health={},

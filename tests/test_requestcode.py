@@ -20,11 +20,11 @@ from notebook_ext.connection import Submission
 from notebook_ext.entry import Entry
 from notebook_ext.errors import InputError
 from notebook_ext.providers import TENSORONE_REST
-from notebook_ext.session import Session
 from notebook_ext.types import ExecutionPolicy, Job, JobStatus
 
 if TYPE_CHECKING:
     from notebook_ext.protocol import JobRequest
+    from notebook_ext.session import Session
 
 AWKWARD = {
     "prompt": 'it\'s "quoted"; $(touch pwned) `touch pwned` \\ ${HOME} %s {x}\nBODY\n\'\'\'\n"""\r\tend',
@@ -40,13 +40,6 @@ def entry(**more) -> Entry:
               base_url="https://api.runpod.ai/v2", key_variable="RUNPOD_API_KEY", input=AWKWARD),
         **more,
     )  # fmt: skip
-
-
-@pytest.fixture
-def session():
-    it = Session()
-    yield it
-    it.close()
 
 
 @pytest.fixture

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import logging
 import threading
 import time
 
 import pytest
-from rude import KEY, answer, rude, script
+from rude import KEY, answer, script
 
 from notebook_ext import exchange, following, queueing, stopping
 from notebook_ext.config import Config, SavedEndpoint
@@ -32,33 +31,9 @@ from notebook_ext.errors import (
     WaitTimeout,
 )
 from notebook_ext.handle import Ended, JobHandle, Queued
-from notebook_ext.loop import LoopThread
 from notebook_ext.server import progress_update
 from notebook_ext.session import Session, default_session
 from notebook_ext.types import ExecutionPolicy, Job, JobStatus, StreamChunk
-
-
-@pytest.fixture
-def session():
-    it = Session()
-    yield it
-    it.close()
-
-
-@pytest.fixture
-def elsewhere():
-    """Runs a server that a session only knows by its address."""
-    loop = LoopThread("another machine")
-    with contextlib.ExitStack() as stack:
-
-        def start(respond):
-            manager = rude(respond)
-            server = loop.submit(manager.__aenter__()).result(5)
-            stack.callback(lambda: loop.submit(manager.__aexit__(None, None, None)).result(5))
-            return server
-
-        yield start
-    loop.close()
 
 
 @pytest.fixture(autouse=True)

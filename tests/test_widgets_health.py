@@ -134,7 +134,7 @@ def test_text_from_elsewhere_is_escaped(watch):
 
 
 def test_purge_asks_first_and_acts_on_the_second_click(panel, watch):
-    purge, really = button(panel, "Purge queue"), panel._purge._really
+    purge, really = button(panel, "Purge queue"), panel._question._really
     assert not is_there(really)
     purge.click()
     assert watch.asked == ["ask_purge"]
@@ -173,7 +173,7 @@ def test_the_question_can_change_its_numbers_while_it_stands(panel):
     button(panel, "Purge queue").click()
     panel.ask("Really remove 12 (3 yours)?")
     panel.ask("Really remove 11 (3 yours)?")
-    assert panel._purge._really.description == "Really remove 11 (3 yours)?"
+    assert panel._question._really.description == "Really remove 11 (3 yours)?"
     assert button(panel, "Keep").disabled is False
 
 

@@ -90,7 +90,7 @@ def click(panel, row, label):
 def test_without_jobs_it_says_so(panel):
     assert words(panel._head) == "Jobs · none yet"
     assert rows(panel) == []
-    assert panel._cancel_all.widgets[0].disabled
+    assert panel._question.widgets[0].disabled
 
 
 def test_a_row_tells_a_job(panel):
@@ -240,7 +240,7 @@ def test_the_row_whose_result_is_shown_is_marked(panel):
 
 def test_cancel_all_asks_first(panel, board):
     panel.update(view(RUNNING, active=1))
-    first, really = panel._cancel_all.widgets
+    first, really = panel._question.widgets
     first.click()
     panel.ask("Really cancel 1 job?")
     panel.update(view(RUNNING, active=1))
@@ -269,7 +269,7 @@ def test_every_status_is_told_in_words(panel, status):
 @pytest.mark.parametrize(("heard", "warns"), [(False, True), (True, False), (None, False)])
 def test_the_tooltips_say_where_a_click_cannot_be_heard(board, heard, warns):
     panel = JobsPanel(board, clicks_heard_while_busy=heard)
-    assert ("another cell is busy" in panel._cancel_all.widgets[0].tooltip) is warns
+    assert ("another cell is busy" in panel._question.widgets[0].tooltip) is warns
     panel.close()
 
 

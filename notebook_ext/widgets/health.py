@@ -68,7 +68,7 @@ class HealthView:
     note: str = ""
 
 
-class HealthPanel:
+class HealthPanel(panel.Panel):
     """An endpoint's counters, each with a line of what it was.
 
     Args:
@@ -79,13 +79,7 @@ class HealthPanel:
     """
 
     def __init__(self, name: str, watch: Watch, *, clicks_heard_while_busy: bool | None = None) -> None:
-        self._name = name
-        self._is_closed = False
-        self._sheet = panel.style_sheet(_STYLE)
-        self._head = panel.html_box()
-        self._tiles = _Tiles()
-        self._message = panel.Message()
-        self._purge = panel.Confirm(
+        purge = panel.Confirm(
             "Purge queue…",
             watch.ask_purge,
             watch.purge,
@@ -93,6 +87,9 @@ class HealthPanel:
             tooltip=f"Remove the jobs that wait in the queue of {name}; it asks first.",
             heard=clicks_heard_while_busy,
         )
+        super().__init__(_STYLE, purge)
+        self._name = name
+        self._tiles = _Tiles()
         self._stop = panel.button(
             "Stop watching",
             watch.stop,
@@ -101,20 +98,17 @@ class HealthPanel:
             heard=clicks_heard_while_busy,
         )
         self._foot = ipywidgets.HBox(
-            [*self._purge.widgets, self._stop, self._message.widget],
+            [*self._question.widgets, self._stop, self._message.widget],
             layout=ipywidgets.Layout(flex_flow="row wrap", align_items="center", grid_gap="4px 8px"),
         )
-        self.root = ipywidgets.VBox(
-            [self._sheet, self._head, self._tiles.root, self._foot],
-            layout=ipywidgets.Layout(grid_gap="4px", overflow="hidden"),
-        )
-        self.root.add_class("nbx-panel")
+        self.root.layout.grid_gap = "4px"
+        self.root.children = (self._sheet, self._head, self._tiles.root, self._foot)
         self.update(HealthView(note="asking…"))
 
     @property
     def buttons(self) -> tuple[Any, ...]:
         """The widgets whose messages must come through while a cell runs."""
-        return (*self._purge.widgets, self._stop, self.root)
+        return (*self._question.widgets, self._stop, self.root)
 
     def update(self, view: HealthView) -> None:
         """Show another moment; after the end nothing."""
@@ -129,52 +123,9 @@ class HealthPanel:
         )
         self._tiles.show(view)
 
-    def say(self, text: str, *, is_bad: bool = False) -> None:
-        """Say what came of a click."""
-        if not self._is_closed:
-            self._message.say(text, is_bad=is_bad)
-
-    @property
-    def is_asking(self) -> bool:
-        """Whether a question stands there."""
-        return self._purge.is_asking
-
-    def ask(self, question: str) -> None:
-        """Ask before the queue is purged."""
-        if not self._is_closed:
-            self._purge.ask(question)
-
-    def rest(self) -> None:
-        """Ask nothing (more)."""
-        if not self._is_closed:
-            self._purge.rest()
-
-    def send_again(self) -> None:
-        """Send all that is shown once more, for a page that was loaded again."""
-        if not self._is_closed:
-            for widget in (*self._parts, self._head, self.root):
-                widget.send_state()
-
-    def finish(self, bundle: Mapping[str, Any]) -> None:
-        """Show a static end in place of everything, for pages that another display does not reach."""
-        if not self._is_closed:
-            self._head.value = str(bundle.get("text/html", ""))
-            self.root.children = (self._sheet, self._head)
-            self._is_closed = True
-            self._close_parts()
-
-    def close(self) -> None:
-        """Remove every widget model that was made; a second call does nothing."""
-        self._is_closed = True
-        panel.close((self.root, self._sheet, self._head))
-        self._close_parts()
-
-    def _close_parts(self) -> None:
-        panel.close(self._parts)
-
     @property
     def _parts(self) -> tuple[Any, ...]:
-        foot = (self._foot, *self._purge.widgets, self._stop, self._message.widget)
+        foot = (self._foot, *self._question.widgets, self._stop, self._message.widget)
         return (*self._tiles.widgets, *foot)
 
     def _repr_mimebundle_(self, **_: Any) -> Mapping[str, Any]:

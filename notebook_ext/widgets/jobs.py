@@ -139,7 +139,7 @@ class JobsView:
     summary: str = ""
 
 
-class JobsPanel:
+class JobsPanel(panel.Panel):
     """A table of jobs that is alive.
 
     Args:
@@ -157,13 +157,18 @@ class JobsPanel:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         heard = clicks_heard_while_busy
+        cancel_all = panel.Confirm(
+            "Cancel all of mine…",
+            board.ask_cancel_all,
+            board.cancel_all,
+            icon="stop",
+            tooltip="Cancel every job of this notebook that has not ended; it asks first.",
+            heard=heard,
+        )
+        super().__init__(_STYLE, cancel_all)
         self._board = board
-        self._is_closed = False
         self._most_rows = 0
         layout = ipywidgets.Layout
-        self._sheet = panel.style_sheet(_STYLE)
-        self._head = panel.html_box()
-        self._message = panel.Message()
         self._looks = _Looks()
         self._rows = [_Row(board, self._looks, self._message, clock) for _ in range(PAGE)]
         self._texts, self._times = panel.html_box(flex="1 1 auto"), panel.html_box(flex="0 0 auto")
@@ -179,34 +184,25 @@ class JobsPanel:
         self._pager = ipywidgets.HBox(
             [self._before, self._place, self._after], layout=layout(align_items="center", grid_gap="8px")
         )
-        self._cancel_all = panel.Confirm(
-            "Cancel all of mine…",
-            board.ask_cancel_all,
-            board.cancel_all,
-            icon="stop",
-            tooltip="Cancel every job of this notebook that has not ended; it asks first.",
-            heard=heard,
-        )
         self._stop = panel.button(
             "Close", board.stop, icon="times", tooltip="Leave the table as it is now.", heard=heard
         )
         self._foot = ipywidgets.HBox(
-            [*self._cancel_all.widgets, self._stop, self._message.widget],
+            [*self._question.widgets, self._stop, self._message.widget],
             layout=layout(flex_flow="row wrap", align_items="center", grid_gap="4px 8px"),
         )
         self._title = panel.html_box(flex="1 1 auto")
         self._hide = panel.button("Hide", board.hide, icon="eye-slash", heard=heard)
         self._output = ipywidgets.Output(layout=layout(max_height="400px", overflow="auto"))
         self._result_head = ipywidgets.HBox([self._title, self._hide], layout=layout(align_items="center"))
-        self.root = ipywidgets.VBox([], layout=layout(grid_gap="3px", overflow="hidden"))
-        self.root.add_class("nbx-panel")
+        self.root.layout.grid_gap = "3px"
         self._arrange(has_pages=False, has_result=False)
         self.update(JobsView())
 
     @property
     def buttons(self) -> tuple[Any, ...]:
         """The widgets whose messages must come through while a cell runs."""
-        own = (self._before, self._after, *self._cancel_all.widgets, self._stop, self._hide, self.root)
+        own = (self._before, self._after, *self._question.widgets, self._stop, self._hide, self.root)
         return (*own, *(button for row in self._rows for button in row.buttons))
 
     def update(self, view: JobsView) -> None:
@@ -233,7 +229,7 @@ class JobsPanel:
             f'<div class="nbx nbx-soft">{view.first + 1} to {last} of {view.total}</div>',
         )
         self._before.disabled, self._after.disabled = view.first <= 0, last >= view.total
-        self._cancel_all.enable(is_enabled=view.active > 0)
+        self._question.enable(is_enabled=view.active > 0)
 
     def show_result(self, title: str, bundles: Sequence[Mapping[str, Any]]) -> None:
         """Show mime bundles below the table, in place of what was shown there."""
@@ -251,46 +247,6 @@ class JobsPanel:
             self._output.outputs = ()
             self._arrange(has_pages=self._has_pages, has_result=False)
 
-    def say(self, text: str, *, is_bad: bool = False) -> None:
-        """Say what came of a click."""
-        if not self._is_closed:
-            self._message.say(text, is_bad=is_bad)
-
-    @property
-    def is_asking(self) -> bool:
-        """Whether a question stands there."""
-        return self._cancel_all.is_asking
-
-    def ask(self, question: str) -> None:
-        """Ask before everything is cancelled."""
-        if not self._is_closed:
-            self._cancel_all.ask(question)
-
-    def rest(self) -> None:
-        """Ask nothing (more)."""
-        if not self._is_closed:
-            self._cancel_all.rest()
-
-    def send_again(self) -> None:
-        """Send all that is shown once more, for a page that was loaded again."""
-        if not self._is_closed:
-            for widget in (*self._parts, self._head, self.root):
-                widget.send_state()
-
-    def finish(self, bundle: Mapping[str, Any]) -> None:
-        """Show a static end in place of everything, for pages that another display does not reach."""
-        if not self._is_closed:
-            self._head.value = str(bundle.get("text/html", ""))
-            self.root.children = (self._sheet, self._head)
-            self._is_closed = True
-            self._close_parts()
-
-    def close(self) -> None:
-        """Remove every widget model that was made; a second call does nothing."""
-        self._is_closed = True
-        panel.close((self.root, self._sheet, self._head))
-        self._close_parts()
-
     def _arrange(self, *, has_pages: bool, has_result: bool) -> None:
         self._has_pages, self._has_result = has_pages, has_result
         pages = (self._pager,) if has_pages else ()
@@ -300,14 +256,14 @@ class JobsPanel:
             self.root.children = children
 
     def _close_parts(self) -> None:
-        panel.close(self._parts)
+        super()._close_parts()
         for look in self._looks.models:
             look.close()
 
     @property
     def _parts(self) -> tuple[Any, ...]:
         rows = (widget for row in self._rows for widget in (row.root, *row.buttons))
-        foot = (*self._cancel_all.widgets, self._stop, self._message.widget, self._foot)
+        foot = (*self._question.widgets, self._stop, self._message.widget, self._foot)
         result = (self._title, self._hide, self._result_head, self._output)
         table = (self._texts, self._times, self._buttons, self._table)
         return (*rows, *table, self._before, self._after, self._place, self._pager, *foot, *result)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import html
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = [
     "STYLE",
     "Confirm",
     "Message",
+    "Panel",
     "badge",
     "button",
     "close",
@@ -218,3 +220,69 @@ class Confirm:
         self.rest()
         self._first.disabled = True  # until it is told what came of it
         self._on_act()
+
+
+class Panel(ABC):
+    """A head, what a panel has below it, and a question in its foot; it decides nothing.
+
+    Args:
+        style: What it adds to the panels' style sheet.
+        question: What it asks before it does something that cannot be undone.
+    """
+
+    def __init__(self, style: str, question: Confirm) -> None:
+        self._is_closed = False
+        self._sheet = style_sheet(style)
+        self._head = html_box()
+        self._message = Message()
+        self._question = question
+        self.root = ipywidgets.VBox([], layout=ipywidgets.Layout(overflow="hidden"))
+        self.root.add_class("nbx-panel")
+
+    @property
+    @abstractmethod
+    def _parts(self) -> tuple[Any, ...]:
+        """Every widget between the head and the end."""
+
+    def say(self, text: str, *, is_bad: bool = False) -> None:
+        """Say what came of a click."""
+        if not self._is_closed:
+            self._message.say(text, is_bad=is_bad)
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether the question stands there."""
+        return self._question.is_asking
+
+    def ask(self, question: str) -> None:
+        """Ask before it is done."""
+        if not self._is_closed:
+            self._question.ask(question)
+
+    def rest(self) -> None:
+        """Ask nothing (more)."""
+        if not self._is_closed:
+            self._question.rest()
+
+    def send_again(self) -> None:
+        """Send all that is shown once more, for a page that was loaded again."""
+        if not self._is_closed:
+            for widget in (*self._parts, self._head, self.root):
+                widget.send_state()
+
+    def finish(self, bundle: Mapping[str, Any]) -> None:
+        """Show a static end in place of everything, for pages that another display does not reach."""
+        if not self._is_closed:
+            self._head.value = str(bundle.get("text/html", ""))
+            self.root.children = (self._sheet, self._head)
+            self._is_closed = True
+            self._close_parts()
+
+    def close(self) -> None:
+        """Remove every widget model that was made; a second call does nothing."""
+        self._is_closed = True
+        close((self.root, self._sheet, self._head))
+        self._close_parts()
+
+    def _close_parts(self) -> None:
+        close(self._parts)
