@@ -14,6 +14,7 @@ import pytest
 from browser.environments import make_environments
 from inshell import KEY, Gate, Notebook
 from IPython.core.interactiveshell import InteractiveShell
+from rude import elsewhere as elsewhere_
 from rude import rude
 
 if TYPE_CHECKING:
@@ -122,19 +123,8 @@ def session() -> Iterator[Session]:
 @pytest.fixture
 def elsewhere() -> Iterator[Callable[[Respond], Rude]]:
     """Runs a server that a session only knows by its address."""
-    from notebook_ext.loop import LoopThread
-
-    loop = LoopThread("another machine")
     with contextlib.ExitStack() as stack:
-
-        def start(respond: Respond) -> Rude:
-            manager = rude(respond)
-            server = loop.submit(manager.__aenter__()).result(5)
-            stack.callback(lambda: loop.submit(manager.__aexit__(None, None, None)).result(5))
-            return server
-
-        yield start
-    loop.close()
+        yield lambda respond: stack.enter_context(elsewhere_(rude(respond)))
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rude import elsewhere, listening
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -152,10 +154,7 @@ class Proxy:
                     for task in (gone, answer):
                         task.cancel()
                     await asyncio.gather(gone, answer, return_exceptions=True)
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass  # one of the two has gone, or the test is over
         finally:
-            writer.close()
             if there is not None:
                 there.close()
 
@@ -200,33 +199,9 @@ def _is_submission(request: bytes) -> bool:
 @contextlib.contextmanager
 def proxy(url: str) -> Iterator[Proxy]:
     """A way to a server that a test can block."""
-    from notebook_ext.loop import LoopThread
-
-    loop, it, talks = LoopThread("another machine"), Proxy(url), set()
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        talks.add(task)
-        task.add_done_callback(talks.discard)
-        await it.talk(reader, writer)
-
-    async def start() -> asyncio.Server:
-        return await asyncio.start_server(talk, "127.0.0.1", 0)
-
-    async def stop() -> None:
-        listener.close()
-        for task in list(talks):
-            task.cancel()
-        await asyncio.gather(*talks, return_exceptions=True)
-        await asyncio.sleep(0)
-
-    listener = loop.submit(start()).result(5)
-    it.url = "http://{}:{}/v2".format(*listener.sockets[0].getsockname())
-    try:
+    it = Proxy(url)
+    with elsewhere(listening(it.talk)) as it.url:
         yield it
-    finally:
-        loop.submit(stop()).result(5)
-        loop.close()
 
 
 # ---------------------------------------------------------------------------------- victims

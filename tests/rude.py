@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 KEY = "rpa_PLANTED0KEY1THAT2MUST3NOT4SHOW"
@@ -30,6 +30,7 @@ class Asked:
         return self.path.removeprefix("/v2/").split("/")[1]
 
 
+Served = TypeVar("Served")
 Respond = Callable[[Asked], Awaitable[bytes | None]]
 
 
@@ -109,26 +110,40 @@ async def listening(
     talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
 ) -> AsyncIterator[str]:
     """Talk on each connection until that ends or the client goes; gives the base URL."""
-    talks: set[asyncio.Task[None] | None] = set()
+    talks: set[asyncio.Task[None]] = set()
 
-    async def until_closed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        talks.add(asyncio.current_task())
-        try:
+    async def until_gone(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):  # the client has gone
             await talk(reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass  # the client has gone, or the test is over
-        finally:
-            writer.close()
 
-    listener = await asyncio.start_server(until_closed, "127.0.0.1", 0)
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(until_gone(reader, writer))
+        talks.add(task)
+        task.add_done_callback(lambda _: writer.close())  # also where it is cancelled before it begins
+
+    listener = await asyncio.start_server(accept, "127.0.0.1", 0)
     try:
         yield f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v2"
     finally:
         listener.close()
+        await asyncio.sleep(0)  # a connection that is just being accepted takes one turn of the loop
         for task in talks:
             task.cancel()
         await asyncio.gather(*talks, return_exceptions=True)
-        await asyncio.sleep(0)  # the closing of a transport takes one turn of the loop
+        await asyncio.sleep(0)  # and so does the closing of one
+
+
+@contextlib.contextmanager
+def elsewhere(server: contextlib.AbstractAsyncContextManager[Served]) -> Iterator[Served]:
+    """Run a server on a loop of its own, as on another machine."""
+    from notebook_ext.loop import LoopThread
+
+    loop = LoopThread("another machine")
+    try:
+        yield loop.submit(server.__aenter__()).result(5)
+    finally:
+        loop.submit(server.__aexit__(None, None, None)).result(5)
+        loop.close()
 
 
 async def read(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Asked:
