@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from notebook_ext.entry import Entry
     from notebook_ext.session import Session
 
 __all__ = ["Suggestions", "suggest"]
 
 _HINT_LENGTH = 40  # characters; a front end shows a hint in one line
+_EARLIER = 20  # jobs of earlier kernels that are offered
 
 
 class Suggestions(NamedTuple):
@@ -136,16 +138,23 @@ class _Line:
 
     def _jobs(self, fragment: str) -> Iterator[tuple[str, str]]:
         handles = [self._session.handles[number] for number in sorted(self._session.handles, reverse=True)]
-        for handle in handles[:1]:
-            yield "@last", _hint(handle)
-        for handle in handles:
-            yield f"@{handle.number}", _hint(handle)
+        entries = [
+            entry
+            for entry in reversed(self._session.journal.entries(limit=_EARLIER))
+            if entry.number not in self._session.handles
+        ]
+        jobs = [(handle.number, handle.id, _hint(handle)) for handle in handles]
+        jobs += [(entry.number, entry.job.id, _entry_hint(entry)) for entry in entries]
+        for _, _, hint in jobs[:1]:
+            yield "@last", hint
+        for number, _, hint in jobs:
+            yield f"@{number}", hint
         for name, value in self._namespace.items():
             if not name.startswith("_") and any(value is handle for handle in handles):
                 yield name, _hint(value)
-        for handle in handles:
-            if fragment and handle.id:
-                yield handle.id, _hint(handle)
+        for _, job_id, hint in jobs:
+            if fragment and job_id:
+                yield job_id, hint
 
     def _values(self, action: argparse.Action) -> list[tuple[str, str]]:
         """What can stand after an option."""
@@ -171,6 +180,11 @@ def _verbs() -> Iterator[tuple[str, str]]:
 
 def _hint(handle: Any) -> str:
     return f"{handle.endpoint} {handle.status}: {prompts.first_words(handle.input, _HINT_LENGTH)}"
+
+
+def _entry_hint(entry: Entry) -> str:
+    prompt = "" if entry.input is None else prompts.first_words(entry.input, _HINT_LENGTH)
+    return f"{entry.endpoint} {entry.job.status}: {prompt}"
 
 
 def _unused(verb: Verb, given: Sequence[str]) -> list[tuple[str, str]]:

@@ -10,10 +10,12 @@ import pytest
 from IPython.core import completer
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
+from test_journal import queued
 from traitlets.config import Config
 
 from notebook_ext import completion, suggestions, vocabulary
 from notebook_ext.errors import ConfigurationError
+from notebook_ext.journal import Journal
 from notebook_ext.profiles import PROFILES
 from notebook_ext.providers import PROVIDERS
 
@@ -67,11 +69,13 @@ def shell(one_shell: InteractiveShell) -> Iterator[InteractiveShell]:
 def magics(shell: InteractiveShell) -> Iterator[Recorder]:
     handles = {3: _handle(3, "COMPLETED", "Why are queues fair?"), 17: _handle(17, "IN_PROGRESS", "Hi")}
     endpoints = SimpleNamespace(names=lambda: ["demo", "llama"])
-    magics = Recorder(shell, SimpleNamespace(endpoints=endpoints, handles=handles))
+    journal = Journal()
+    magics = Recorder(shell, SimpleNamespace(endpoints=endpoints, handles=handles, journal=journal))
     shell.register_magics(magics)
     completion.install(shell, magics)
     yield magics
     completion.uninstall(shell)
+    journal.close()
 
 
 @pytest.fixture
@@ -204,6 +208,19 @@ def test_jobs_have_a_hint(shell: InteractiveShell, magics: Recorder) -> None:
     hints = {offer.text: offer.type for offer in _completions(shell, "%endpoint status ")}
     assert hints["@3"] == "demo COMPLETED: Why are queues fair?"
     assert hints["@last"] == hints["@17"] == "demo IN_PROGRESS: Hi"
+
+
+def test_jobs_of_earlier_kernels_are_offered_below_this_ones(
+    shell: InteractiveShell, magics: Recorder
+) -> None:
+    journal = magics.session.journal
+    number = journal.add(queued("earlier-u1", endpoint="llama", input={"prompt": "What was that?"}))
+    hints = {offer.text: offer.type for offer in _completions(shell, "%endpoint show ")}
+    assert list(hints) == ["@last", "@17", "@3", f"@{number}"]
+    assert hints[f"@{number}"] == "llama IN_QUEUE: What was that?"
+    assert [offer.text for offer in _completions(shell, "%endpoint show ear")] == ["earlier-u1"]
+    magics.session.handles.clear()
+    assert [offer.text for offer in _completions(shell, "%endpoint show ")] == ["@last", f"@{number}"]
 
 
 def test_offers_replace_what_is_typed(shell: InteractiveShell, magics: Recorder) -> None:
