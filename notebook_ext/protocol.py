@@ -1,6 +1,6 @@
 """The serverless endpoint protocol, without any I/O; the client and the embedded server meet here.
 
-Milliseconds, camelCase and the providers' own words live in this module only.
+Milliseconds and camelCase live in this module only, and the providers' own words in `dialects`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,19 @@ import reprlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
-from types import MappingProxyType
 from typing import Any
 
+from notebook_ext.dialects import (
+    RUNPOD_DIALECT,
+    RUNPOD_ROUTES,
+    TENSORONE_DIALECT,
+    TENSORONE_REST_DIALECT,
+    TENSORONE_REST_ROUTES,
+    TENSORONE_ROUTES,
+    Dialect,
+    Operation,
+    Route,
+)
 from notebook_ext.errors import InputError, ProtocolError
 from notebook_ext.types import (
     Counts,
@@ -32,8 +41,10 @@ from notebook_ext.types import (
 __all__ = [
     "RUNPOD_DIALECT",
     "RUNPOD_ROUTES",
+    "TENSORONE_DIALECT",
     "TENSORONE_REST_DIALECT",
     "TENSORONE_REST_ROUTES",
+    "TENSORONE_ROUTES",
     "Dialect",
     "JobRequest",
     "Operation",
@@ -49,106 +60,6 @@ __all__ = [
     "read_worker_error",
     "worker_error_to_json",
 ]
-
-
-class Operation(StrEnum):
-    """What can be asked of an endpoint."""
-
-    RUN = "run"
-    RUNSYNC = "runsync"
-    STATUS = "status"
-    STATUS_SYNC = "status-sync"
-    STREAM = "stream"
-    CANCEL = "cancel"
-    RETRY = "retry"
-    PURGE_QUEUE = "purge-queue"
-    HEALTH = "health"
-    REQUESTS = "requests"
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One documented route.
-
-    Args:
-        method: GET or POST.
-        path: Below the base URL, with `{endpoint}` and, where a job is meant, `{job}`.
-    """
-
-    method: str
-    path: str
-
-    def fill(self, endpoint: str, job: str = "") -> str:
-        return self.path.format(endpoint=endpoint, job=job)
-
-
-RUNPOD_ROUTES: Mapping[Operation, Route] = MappingProxyType(
-    {
-        Operation.RUN: Route("POST", "/{endpoint}/run"),
-        Operation.RUNSYNC: Route("POST", "/{endpoint}/runsync"),
-        Operation.STATUS: Route("GET", "/{endpoint}/status/{job}"),
-        Operation.STATUS_SYNC: Route("GET", "/{endpoint}/status-sync/{job}"),
-        Operation.STREAM: Route("GET", "/{endpoint}/stream/{job}"),
-        Operation.CANCEL: Route("POST", "/{endpoint}/cancel/{job}"),
-        Operation.RETRY: Route("POST", "/{endpoint}/retry/{job}"),
-        Operation.PURGE_QUEUE: Route("POST", "/{endpoint}/purge-queue"),
-        Operation.HEALTH: Route("GET", "/{endpoint}/health"),
-        Operation.REQUESTS: Route("GET", "/{endpoint}/requests"),
-    }
-)
-
-# Known from TensorOne's REST pages only; what is missing here is not documented there.
-TENSORONE_REST_ROUTES: Mapping[Operation, Route] = MappingProxyType(
-    {
-        Operation.RUN: Route("POST", "/endpoints/{endpoint}/runasync"),
-        Operation.RUNSYNC: Route("POST", "/endpoints/{endpoint}/runsync"),
-        Operation.STATUS: Route("GET", "/jobs/{job}/status"),
-    }
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """How one provider words what all of them mean.
-
-    Args:
-        name: For messages.
-        time_unit: Seconds per unit of its time fields.
-        words: Its status words that differ from ours.
-        fields: Its answer fields that differ from ours, theirs to ours.
-        request_fields: Ours to theirs, for what a request carries beside `input`; what is not
-            named here cannot be asked of this provider.
-        constants: What every queued request carries.
-    """
-
-    name: str
-    time_unit: float
-    words: Mapping[str, str] = field(default_factory=dict)
-    fields: Mapping[str, str] = field(default_factory=dict)
-    request_fields: Mapping[str, str] = field(default_factory=dict)
-    constants: Mapping[str, Any] = field(default_factory=dict)
-
-
-RUNPOD_DIALECT = Dialect(
-    name="runpod",
-    time_unit=0.001,
-    request_fields={
-        "webhook": "webhook",
-        "webhook_v2": "webhookV2",
-        "s3_config": "s3Config",
-        "execution_timeout": "policy.executionTimeout",
-        "ttl": "policy.ttl",
-        "low_priority": "policy.lowPriority",
-    },
-)
-TENSORONE_REST_DIALECT = Dialect(
-    name="tensorone-rest",
-    time_unit=1.0,
-    words={"queued": "IN_QUEUE", "running": "IN_PROGRESS", "completed": "COMPLETED", "failed": "FAILED"},
-    fields={"jobId": "id", "result": "output"},
-    request_fields={"webhook": "callbackUrl", "low_priority": "priority"},
-    constants={"async": True},
-)
 
 
 _HUGE = 1e15  # JSON's integers have no bound, and its readers take NaN and Infinity
@@ -181,14 +92,20 @@ class JobRequest:
     def to_json(self, dialect: Dialect = RUNPOD_DIALECT, *, queued: bool = True) -> dict[str, Any]:
         """The request body.
 
+        Args:
+            dialect: The provider's wording.
+            queued: Whether it is answered at once; else when its result is there.
+
         Raises:
             InputError: This dialect has no documented field for something that was asked.
         """
+        known = dialect.request_fields if queued or dialect.has_sync_options else {}
+        where = dialect.name if queued or known else f"{dialect.name}'s runsync"
         document: dict[str, Any] = {"input": self.input, **(dialect.constants if queued else {})}
         for name, value in self._options().items():
-            theirs = dialect.request_fields.get(name)
+            theirs = known.get(name)
             if theirs is None:
-                raise InputError(f"{name} is not documented for {dialect.name}; nothing was sent.")
+                raise InputError(f"{name} is not documented for {where}; nothing was sent.")
             *parents, leaf = theirs.split(".")
             target = document
             for parent in parents:
@@ -285,13 +202,16 @@ def read_job(
         raise ProtocolError(
             f"a job document without a status: {_excerpt(document)}{fate}", job_id=job_id or None
         )
+    known = JobStatus(dialect.words.get(status, status))
+    if document.get("output") is None and (progress := _progress(document, known, dialect)):
+        document["output"] = progress
     identity = document.get("id")
     error = document.get("error")
     retries = document.get("retries")
     return Job(
         id=identity if isinstance(identity, str) and identity else job_id,
         endpoint=endpoint,
-        status=JobStatus(dialect.words.get(status, status)),
+        status=known,
         output=document.get("output"),
         has_output="output" in document,
         error=None if error in (None, "") else read_worker_error(error),
@@ -304,7 +224,17 @@ def read_job(
     )
 
 
-def read_stream(document: Any, *, first_index: int = 0) -> tuple[JobStatus | None, list[StreamChunk]]:
+def _progress(document: Mapping[str, Any], status: JobStatus, dialect: Dialect) -> dict[str, Any]:
+    """What a running job said of its progress in fields of their own, as a worker's update has it."""
+    if status.is_final or status is JobStatus.IN_QUEUE:
+        return {}
+    fields = dialect.progress_fields.items()
+    return {ours: document[theirs] for theirs, ours in fields if document.get(theirs) not in (None, "")}
+
+
+def read_stream(
+    document: Any, *, first_index: int = 0, dialect: Dialect = RUNPOD_DIALECT
+) -> tuple[JobStatus | None, list[StreamChunk]]:
     """Read one answer of `/stream`: the status (None where the answer tells none) and its chunks.
 
     The documented shape is `{"status", "stream": [{"output"}]}`; the documentation's own example
@@ -319,7 +249,7 @@ def read_stream(document: Any, *, first_index: int = 0) -> tuple[JobStatus | Non
     if isinstance(document, Mapping):
         status = _status_word(document.get("status"))
         rows = document.get("stream")
-        known = JobStatus(_whole(status)) if status else None
+        known = JobStatus(_whole(dialect.words.get(status, status))) if status else None
         if known is None and rows is None:
             raise ProtocolError(f"expected a stream answer, got {_excerpt(document)}")
         rows = [] if rows is None else rows
@@ -450,7 +380,7 @@ def _from_mapping(value: Mapping[Any, Any], raw: Any) -> WorkerError:
     if isinstance(message, Mapping):
         inner = _from_mapping(message, raw)
         return WorkerError(inner.message, inner.type, inner.traceback, _text(value.get("worker_id")), raw)
-    kind = _text(value.get("error_type")) or _text(value.get("type"))
+    kind = next(filter(None, (_text(value.get(key)) for key in ("error_type", "type", "code"))), None)
     match = _CLASS.match(kind or "")
     return WorkerError(
         message=message if isinstance(message, str) else _excerpt(value if message is None else message),

@@ -14,16 +14,18 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
-from notebook_ext.errors import ConfigurationError
-from notebook_ext.protocol import (
+from notebook_ext.dialects import (
     RUNPOD_DIALECT,
     RUNPOD_ROUTES,
+    TENSORONE_DIALECT,
     TENSORONE_REST_DIALECT,
     TENSORONE_REST_ROUTES,
+    TENSORONE_ROUTES,
     Dialect,
     Operation,
     Route,
 )
+from notebook_ext.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,17 +51,19 @@ class Limit:
     """How often one operation may be asked of one endpoint.
 
     Args:
-        rate: Requests per window.
+        rate: Requests per window; 0 where none is kept to, and a 429 is all that tells.
         window: Seconds.
         concurrency: Requests in flight at once; None where none is documented.
         budget: Operations whose limits name the same budget are counted together; empty means
             that the operation is counted alone.
+        longest_pause: Seconds for which one answer may silence the operation; None means the usual minute.
     """
 
     rate: int
     window: float = 10.0
     concurrency: int | None = None
     budget: str = ""
+    longest_pause: float | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,7 @@ _DAY = 86_400.0
 # The documentation says MB; read as MiB, so that nothing which fits is refused here.
 _PAYLOAD = MappingProxyType({Operation.RUN: 10 * 2**20, Operation.RUNSYNC: 20 * 2**20})
 _LOOKS = Limit(2000, concurrency=400, budget="status and stream")
+_OPENAI = Limit(2000, concurrency=400, budget="openai")
 
 RUNPOD = Provider(
     name="runpod",
@@ -198,6 +203,8 @@ RUNPOD = Provider(
             Operation.CANCEL: Limit(100, concurrency=20),
             Operation.PURGE_QUEUE: Limit(2),
             Operation.REQUESTS: Limit(10, concurrency=2),
+            Operation.OPENAI: _OPENAI,
+            Operation.MODELS: _OPENAI,
         }
     ),
     max_payload=_PAYLOAD,
@@ -206,12 +213,16 @@ RUNPOD = Provider(
 )
 
 # Its SDK guide has the layout of Runpod's; neither the guide nor this record was checked against the service.
-# Its limits count by the hour: waiting one out here would look like a hang, so they are left to its 429.
+# Its limits count by the hour: waiting one out here would look like a hang, so they are left to its 429,
+# which may silence an operation for that long: whoever asks meanwhile is told at once.
+_HOURLY = MappingProxyType({operation: Limit(0, longest_pause=3600.0) for operation in Operation})
 TENSORONE = Provider(
     name="tensorone",
     base_url="https://api.tensorone.ai/v2",
     key_variable="TENSORONE_API_KEY",
-    dialect=replace(RUNPOD_DIALECT, name="tensorone"),
+    routes=TENSORONE_ROUTES,
+    dialect=TENSORONE_DIALECT,
+    limits=_HOURLY,
 )
 TENSORONE_REST = Provider(
     name="tensorone-rest",
@@ -219,6 +230,7 @@ TENSORONE_REST = Provider(
     key_variable=TENSORONE.key_variable,
     routes=TENSORONE_REST_ROUTES,
     dialect=TENSORONE_REST_DIALECT,
+    limits=_HOURLY,
 )
 
 PROVIDERS: Mapping[str, Provider] = MappingProxyType(

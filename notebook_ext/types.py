@@ -128,7 +128,8 @@ class Progress:
             number = _number(value.get(key))
             if number is not None:
                 total = unit or (1.0 if 0 <= number <= 1 else 100.0)
-                return cls(_fraction(number, total), line or f"{number:g}")
+                text = f"{number:g} %" if key == "percent" else f"{number:g}"
+                return cls(_fraction(number, total), line or text)
         text = line or _one_line(" · ".join(f"{key} {item:g}" for key, item in _numbers(value)))
         return cls(None, text) if text else None
 

@@ -68,7 +68,7 @@ def test_a_status_survives_a_copy(word: str) -> None:
         ({"step": 1, "of": 0, "note": "odd"}, None, "odd"),
         ({"progress": 0.5}, 0.5, "0.5"),
         ({"progress": 50}, 0.5, "50"),
-        ({"percent": 1}, 0.01, "1"),
+        ({"percent": 1}, 0.01, "1 %"),
         ({"fraction": 1}, 1.0, "1"),
         ({"message": "loading"}, None, "loading"),
         ("loading weights", None, "loading weights"),
