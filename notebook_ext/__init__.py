@@ -155,13 +155,15 @@ def connect(name: str, endpoint_id: str | None = None, **options: Any) -> Connec
     return default_session().connect(name, endpoint_id, **options)
 
 
-def serve(name: str, handler: Any, **options: Any) -> Connection:
+def serve(name: str, handler: Any = None, **options: Any) -> Connection:
     """Serve a handler on an embedded endpoint in this process, and return its sync facade.
 
     Args:
         name: Its name; serving it again swaps the handler for new jobs.
-        handler: A callable in the shape that Runpod's workers use, or a built-in one's name.
-        **options: `workers`, `dials`, `return_aggregate_stream`, `upstream`, `port`.
+        handler: A callable in the shape that Runpod's workers use, or a built-in one's name; None
+            leaves the jobs to workers in other processes.
+        **options: `workers`, `dials`, `return_aggregate_stream`, `upstream`, `external`, `start`,
+            `on_lost`, `lost_after`; with the first one `port`, `bind`, `allow_hosts`, `private_webhooks`.
     """
     from notebook_ext.session import default_session
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from notebook_ext.types import whole_text
 
@@ -64,19 +64,43 @@ def _date(text: str) -> float | None:
 
 
 def without_key(content: bytes, key: str | None) -> bytes:
-    """An answer in which the server's echo of the key is blotted out: outputs are saved in notebooks."""
+    """An answer in which the server's echo of the key is blotted out: outputs are saved in notebooks.
+
+    JSON has more than one spelling of a text, so that a key with a `/` or a `+` may come escaped.
+    """
     if key is None or len(key) < SHORTEST_SECRET:
         return content
-    return content.replace(key.encode(), b"[key]")
+    content = content.replace(key.encode(), b"[key]")
+    escaped = _escapes(key)
+    if b"\\" not in content or not escaped.search(content):
+        return content
+    plain = escaped.sub(_plain, content)
+    spelled = json.dumps(key)[1:-1].encode()
+    return plain.replace(spelled, b"[key]") if spelled in plain else content
+
+
+def _escapes(key: str) -> re.Pattern[bytes]:
+    """The other ways in which JSON may spell the characters of a key."""
+    codes = "|".join(sorted({f"{ord(character):02x}" for character in key}))
+    slash = "/|" if "/" in key else ""
+    return re.compile(rf"\\(?:{slash}\\|u00({codes}))".encode(), re.IGNORECASE)
+
+
+def _plain(match: re.Match[bytes]) -> bytes:
+    """One escape as the character that it stands for, where that may stand in JSON as it is."""
+    if match[1] is None:
+        return b"/" if match[0] == b"\\/" else match[0]
+    return json.dumps(chr(int(match[1], 16)))[1:-1].encode()
 
 
 def excerpt(response: httpx.Response, key: str | None, length: int = 200) -> str:
     """What an error's body says, as one short line: JSON's own message, or a page's text, never the key."""
-    text = response.content.decode(errors="replace")  # whatever charset it claims
+    text = without_key(response.content, key).decode(errors="replace")  # whatever charset it claims
     with contextlib.suppress(ValueError, RecursionError):
         document = json.loads(text)
         if isinstance(document, Mapping):
-            text = str(document.get("error") or document.get("message") or text)
+            told = (document.get(name) for name in ("error", "message", "detail"))
+            text = ": ".join(_message(part) for part in told if part) or text
     if key:
         text = text.replace(key, "[key]")
     text = text[:4_000]  # a page's text comes early, and cleaning a huge one would hold everything up
@@ -84,3 +108,8 @@ def excerpt(response: httpx.Response, key: str | None, length: int = 200) -> str
         text = _TAGS.sub(" ", text)
     text = " ".join(whole_text(text).split())
     return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def _message(error: Any) -> str:
+    """OpenAI's errors are objects, with their words in one of the fields."""
+    return str(error.get("message") or dict(error) if isinstance(error, Mapping) else error)

@@ -79,6 +79,21 @@ class Arguments:
             raise InputError(f"{_flag(name)} is a time from now on, so it is more than 0; nothing was sent")
         return seconds
 
+    def profile(self, usual: str) -> profiles.Profile:
+        """Where prompt and options go in the input: the route says it, or `--profile`, or else what is usual.
+
+        Raises:
+            InputError: There is no such profile, or the route has another one.
+        """
+        asked = self.text("profile")
+        if getattr(self._options, "route", None) is None:
+            return profiles.get(asked or usual)
+        if asked not in (None, profiles.OPENAI_ROUTE.name):
+            raise InputError(
+                f"--route openai has a body of its own, in which --profile {asked} has no place; leave it out"
+            )
+        return profiles.OPENAI_ROUTE
+
     def submission(
         self, profile: profiles.Profile, *, sync: bool, cell: str | None
     ) -> tuple[str, Submission]:
@@ -93,6 +108,7 @@ class Arguments:
             InputError: There is nothing to send, or it cannot be sent so.
         """
         options, body = self._options, self._body()
+        route = getattr(options, "route", None)
         parameters = self._parameters()
         if body.is_text:
             _refuse_two_prompts(profile, parameters)
@@ -100,6 +116,7 @@ class Arguments:
         return body.kind, Submission(
             input=profile.place(body.value, body.is_text, self._sampling(), parameters),
             sync=sync,
+            route=route,
             policy=ExecutionPolicy(
                 execution_timeout=self.limit("exec_timeout") or whole.policy.execution_timeout,
                 ttl=self.limit("ttl") or whole.policy.ttl,

@@ -12,7 +12,7 @@ from notebook_ext.display import job_display
 from notebook_ext.errors import EndpointError, JobCancelled, WaitTimeout
 from notebook_ext.footer import footer_bundle
 from notebook_ext.provenance import provenance
-from notebook_ext.view import JobView, facts, final_bundles
+from notebook_ext.view import JobView, Reading, facts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,10 +112,17 @@ class JobCells:
 
     def end_bundles(self, handle: JobHandle, output_format: str = "auto") -> list[dict[str, Any]]:
         """What a job has come to so far, as bundles: its output, its error, its footer."""
-        final = self.final(handle)
+        decoder = profiles.get(handle.profile).decoder()
+        reading = Reading(handle.number, decoder, output_format)
+        shown = [reading.feed(chunk) for chunk in handle.each_streamed()]
+        held_back, final = reading.finish(handle.job.output if handle.done else None)
         bundles = []
-        if handle.streamed() or (handle.done and handle.error is None):
-            bundles += final_bundles(handle, final, output_format)
+        if reading.is_cut:
+            text = "".join([*shown, held_back])
+            bundles += render.outputs(text, "text" if output_format == "text" else "markdown")
+            bundles.append(reading.rest())
+        elif handle.streamed_count or (handle.done and handle.error is None):
+            bundles += reading.bundles(handle, final)
         if handle.error is not None:
             bundles.append(render.error(handle.error))
         return bundles if handle.never_submitted else [*bundles, footer_bundle(facts(handle, final))]
@@ -123,7 +130,7 @@ class JobCells:
     def final(self, handle: JobHandle) -> profiles.Final:
         """What a job has come to so far, read as its profile reads it."""
         decoder = profiles.get(handle.profile).decoder()
-        for chunk in handle.streamed():
+        for chunk in handle.each_streamed():
             decoder.feed(chunk)
         return decoder.finish(handle.job.output if handle.done else None)
 

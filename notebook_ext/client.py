@@ -16,6 +16,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from notebook_ext import protocol, providers
+from notebook_ext.clocks import (
+    ANSWER_MARGIN,
+    HOLD_MARGIN,
+    LONGEST_HOLD,
+    REQUEST_TIMEOUT,
+    SHORTEST_HOLD,
+    STREAM_HOLD,
+    SUBMIT_TIMEOUT,
+    SYNC_HOLD,
+)
 from notebook_ext.errors import (
     InputError,
     JobError,
@@ -26,27 +36,21 @@ from notebook_ext.errors import (
     WaitTimeout,
     job_error,
 )
-from notebook_ext.exchange import HOLD_MARGIN, JOB_ID, REQUEST_TIMEOUT, Exchange
-from notebook_ext.following import Following, differs
+from notebook_ext.exchange import JOB_ID, Exchange
+from notebook_ext.following import Following, look_pause, looks
 from notebook_ext.limits import Limits
+from notebook_ext.openai_route import OpenAIRoute
+from notebook_ext.pacing import HELD
 from notebook_ext.protocol import JobRequest, Operation
 from notebook_ext.types import ExecutionPolicy, Health, Job, JobStatus, StreamChunk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
+    from notebook_ext.pacing import Polls
     from notebook_ext.providers import Provider
 
 __all__ = ["Endpoint"]
-
-STREAM_HOLD = 10.0
-"""Seconds that the server may hold one `/stream`: its documented default (Runpod)."""
-SYNC_HOLD = 30.0
-"""Seconds that the server may hold one `/status-sync`; below the 60 s at which proxies cut."""
-SHORTEST_HOLD, LONGEST_HOLD = 1.0, 300.0
-"""Seconds: the documented range of `wait` (Runpod)."""
-ANSWER_MARGIN = 2.0
-"""Seconds beyond a caller's own timeout that an answer may take: it names the job, or its end."""
 
 
 class Endpoint:
@@ -79,11 +83,9 @@ class Endpoint:
         self.id = id
         self.name = name or id
         self.provider = providers.resolve(provider)
-        self.held = self.rounds = 0
-        """How many followed jobs have their stream held; how many are looked at in turn instead."""
-        self._exchange = Exchange(
-            self.id, self.provider, api_key, limits or Limits(self.provider.limits), name
-        )
+        self._limits = limits or Limits(self.provider.limits)
+        self._exchange = Exchange(self.id, self.provider, api_key, self._limits, name)
+        self._openai = OpenAIRoute(self.id, self.provider, api_key, self._limits, name)
 
     def __repr__(self) -> str:
         return f"Endpoint({self.id!r}, provider={self.provider.name!r})"
@@ -94,9 +96,15 @@ class Endpoint:
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
 
+    @property
+    def polls(self) -> Polls:
+        """What is known of its long polls."""
+        return self._limits.polls
+
     async def aclose(self) -> None:
         """Close its connections; jobs that were submitted go on."""
         await self._exchange.aclose()
+        await self._openai.aclose()
 
     # ------------------------------------------------------------------ submit
 
@@ -108,7 +116,7 @@ class Endpoint:
         webhook: str | None = None,
         webhook_v2: str | None = None,
         s3_config: Mapping[str, Any] | None = None,
-        timeout: float = REQUEST_TIMEOUT,
+        timeout: float = SUBMIT_TIMEOUT,
     ) -> Job:
         """Queue one job and return its first snapshot, without waiting for its result.
 
@@ -164,7 +172,8 @@ class Endpoint:
             AnswerLost: The first answer was lost: the job may run, its id unknown.
                 RequestTimeout is the case in which none came in time.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        began = time.monotonic()
+        deadline = None if timeout is None else began + timeout
         job = await self.start_sync(
             input,
             policy=policy,
@@ -189,7 +198,7 @@ class Endpoint:
                 raise
             except TimeoutError:
                 continue  # the deadline has passed, and the loop says so
-        if (error := self._error(job)) is not None:
+        if (error := self._error(job, policy, time.monotonic() - began)) is not None:
             raise error
         return job
 
@@ -211,6 +220,8 @@ class Endpoint:
         """
         request = self._request(input, policy, webhook, webhook_v2, s3_config)
         hold = _clamped(wait)
+        if not self.provider.route(Operation.RUNSYNC).takes_wait:  # the answer is the result
+            hold = LONGEST_HOLD if timeout is None else timeout
         answer = await self._exchange.call(
             Operation.RUNSYNC,
             body=request.to_json(self.provider.dialect, queued=False),
@@ -218,6 +229,35 @@ class Endpoint:
             timeout=None if timeout is None else min(hold + HOLD_MARGIN, max(hold, timeout) + ANSWER_MARGIN),
         )
         return self._submitted_job(answer)
+
+    # ------------------------------------------------------------------ the OpenAI route
+
+    async def chat(self, body: Mapping[str, Any]) -> AsyncGenerator[StreamChunk | Job]:
+        """Ask `/openai/v1/chat/completions`: yields a snapshot, the chunks as they come, the final snapshot.
+
+        Such a job has no id, so it cannot be looked at, cancelled or retried: leaving this generator
+        closes its connection, and whether its worker then stops the route does not tell. The chunks
+        are OpenAI's documents, and the final `output` is the completion that they make.
+
+        Args:
+            body: OpenAI's own: `messages`, and `model`, `temperature`, `max_tokens` ... beside it. It is
+                streamed with its usage unless it says otherwise. Where it names no model, `models` is
+                asked once, and there must be one.
+
+        Raises:
+            InputError: There are no messages; nothing was sent.
+            ConfigurationError: The provider documents no such route, or the model has to be named.
+            ConnectionFailed: Nothing was sent; calling again is safe.
+            AnswerLost: The job may have run. After the final snapshot: the stream ended without [DONE].
+            RateLimitError: Too many requests; nothing was queued.
+        """
+        async with contextlib.aclosing(self._openai.chat(body)) as events:
+            async for event in events:
+                yield event
+
+    async def models(self) -> list[str]:
+        """The names of the models that its OpenAI route serves; a worker may have to start to tell them."""
+        return await self._openai.models()
 
     # ------------------------------------------------------------------ look
 
@@ -236,25 +276,22 @@ class Endpoint:
     async def status_sync(self, job_id: str, *, wait: float = SYNC_HOLD) -> Job:
         """Look at a job, letting the server hold the answer until it is final or `wait` seconds are over.
 
-        Where the provider has no such route, it looks at once and then, after a pause that grows
-        with the number of looks, again, until `wait` seconds are over.
+        Where the provider has no such route, or a server that does not hold, it looks at once and
+        then again and again, each time a tenth of the time later, until `wait` seconds are over.
         """
-        if Operation.STATUS_SYNC in self.provider.routes:
-            hold = _clamped(wait)
-            asked = time.monotonic()
-            job = await self._look(Operation.STATUS_SYNC, job_id, hold=hold)
-            if not job.status.is_final and time.monotonic() - asked < 0.5:
-                await asyncio.sleep(min(0.5, wait))  # a server that does not hold is not hammered
-            return job
-        deadline = time.monotonic() + wait
-        pause = 0.25
+        since = time.monotonic()
+        has_route = Operation.STATUS_SYNC in self.provider.routes
         while True:
-            job = await self.status(job_id)
-            left = deadline - time.monotonic()
-            if job.status.is_final or left <= 0:
+            asked = time.monotonic()
+            if has_route:
+                hold = _clamped(since + wait - asked)
+                job = await self._look(Operation.STATUS_SYNC, job_id, hold=hold)
+            else:
+                job = await self.status(job_id)
+            now = time.monotonic()
+            if job.status.is_final or now >= since + wait or (has_route and now - asked > HELD):
                 return job
-            await asyncio.sleep(min(pause, left))
-            pause = min(pause * 1.5, 5.0)
+            await asyncio.sleep(min(look_pause(since, asked), since + wait - now))
 
     async def stream(self, job_id: str, *, hold: float = STREAM_HOLD) -> AsyncGenerator[StreamChunk]:
         """Yield a job's chunks as they come; ends when the job is COMPLETED.
@@ -294,19 +331,9 @@ class Endpoint:
                 async for event in events:
                     yield event
             return
-        last: Job | None = None
-        pause = 0.25
-        while last is None or not last.status.is_final:
-            if last is not None:
-                await asyncio.sleep(pause)
-                pause = min(pause * 1.5, 5.0)
-            try:
-                job = await self.status(job_id)
-            except JobLost as lost:
-                job = lost.job
-            if differs(last, job):
+        async with contextlib.aclosing(looks(self, job_id)) as jobs:
+            async for job in jobs:
                 yield job
-            last = job
 
     async def read_stream(
         self, job_id: str, *, hold: float = STREAM_HOLD, first_index: int = 0
@@ -325,7 +352,8 @@ class Endpoint:
             answer = await self._exchange.call(Operation.STREAM, job_id, hold=_clamped(hold))
         except NotFoundError as error:
             raise self._lost(job_id) from error
-        return protocol.read_stream(answer, first_index=first_index)
+        self._exchange.seen(job_id)
+        return protocol.read_stream(answer, first_index=first_index, dialect=self.provider.dialect)
 
     async def health(self) -> Health:
         """The endpoint's counters of jobs and workers."""
@@ -403,13 +431,17 @@ class Endpoint:
             answer = await self._exchange.call(operation, job_id, **request)
         except NotFoundError as error:
             raise self._lost(job_id) from error
+        self._exchange.seen(job_id)
         return protocol.read_job(answer, endpoint=self.id, dialect=self.provider.dialect, job_id=job_id)
 
     def _following(self, job_id: str, hold: float, *, look: bool) -> AsyncGenerator[StreamChunk | Job]:
         return Following(self, job_id, hold=hold, look=look).events()
 
-    def _error(self, job: Job) -> JobError | None:
-        return job_error(job, f"job {job.id} on {self.name}")
+    def _error(
+        self, job: Job, policy: ExecutionPolicy | None = None, age: float | None = None
+    ) -> JobError | None:
+        name = f"{f'job {job.id}' if job.id else 'the job'} on {self.name}"
+        return job_error(job, name, policy=policy, age=age)
 
     def _lost(self, job_id: str) -> JobLost:
         job = Job(id=job_id, endpoint=self.id, status=JobStatus.LOST, seen_at=time.time())

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from notebook_ext.errors import InputError
+from notebook_ext.protocol import Operation
 from notebook_ext.types import ExecutionPolicy
 
 if TYPE_CHECKING:
@@ -29,20 +31,43 @@ class Submission:
     Args:
         input: What the worker receives: any JSON value.
         sync: Submit with `/runsync` and go on by status, instead of `/run` and the stream.
+        route: "openai" asks the OpenAI route: `input` is its body, and there is no id and no policy.
         policy: The server's clocks for it.
         webhook: http(s) URL that gets the result.
         s3_config: Bucket credentials for the worker; never journaled.
         cell: The notebook cell's id, where known.
         detached: Leave the remote job alone when the kernel or the interpreter ends; else it is cancelled.
+
+    Raises:
+        InputError: The route has no place for something that was asked.
     """
 
     input: Any
     sync: bool = False
+    route: Literal["openai"] | None = None
     policy: ExecutionPolicy = field(default_factory=ExecutionPolicy)
     webhook: str | None = None
     s3_config: Mapping[str, Any] | None = field(default=None, repr=False)
     cell: str | None = None
     detached: bool = False
+
+    def __post_init__(self) -> None:
+        if self.route is None:
+            return
+        asked = {"runsync": self.sync, **self.options(), "s3Config": self.s3_config}
+        homeless = next((name.replace("_", " ") for name, value in asked.items() if value), None)
+        if homeless is not None:
+            raise InputError(
+                f"{homeless} has no place on the OpenAI route, which takes nothing but OpenAI's own body; "
+                "nothing was sent"
+            )
+
+    @property
+    def operation(self) -> Operation:
+        """What is asked of the endpoint."""
+        if self.route is not None:
+            return Operation.OPENAI
+        return Operation.RUNSYNC if self.sync else Operation.RUN
 
     def options(self) -> dict[str, Any]:
         """What the journal keeps of it beside the input."""

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from notebook_ext.completions import error_in
+from notebook_ext.sse import Events
 from notebook_ext.types import StreamChunk, whole, whole_text
 
 __all__ = ["Decoder", "Final", "OpenAIDecoder"]
@@ -49,11 +51,32 @@ class Decoder:
         self._shown: list[str] = []
         self._has_text = False
         self._only_text = True
+        self._is_in_line = False
+        self._keeps = True
 
     def feed(self, chunk: StreamChunk) -> str:
         """The text that this chunk adds; empty where it adds none."""
+        if not self._keeps:
+            self._forget()
         self._chunks.append(chunk.output)
         return self._read(chunk.output)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether any text has come; without, what is shown are lines of JSON."""
+        return self._has_text
+
+    def forget(self) -> None:
+        """Keep nothing of what has been fed, from now on: a long stream need not be in memory.
+
+        `finish` then gives the text that no chunk has shown, and no value.
+        """
+        self._keeps = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._chunks.clear()
+        self._shown.clear()
 
     def finish(self, output: Any) -> Final:
         """What it all came to.
@@ -62,6 +85,10 @@ class Decoder:
             output: The finished job's `output`. A list of more chunks than were fed is taken for
                 the whole stream, as another reader may have had some of them.
         """
+        if not self._keeps:
+            self._forget()
+            self._read_rest()
+            return Final("".join(self._shown), None, self.tokens)
         seen = len(self._chunks)
         if isinstance(output, list) and len(output) > seen and (seen or self._is_stream(output)):
             whole = type(self)(joins=self._joins)
@@ -105,12 +132,13 @@ class Decoder:
 
     def _json_line(self, value: Any) -> str:
         self._only_text = False
-        start = "\n" if self._shown and not self._shown[-1].endswith("\n") else ""
+        start = "\n" if self._is_in_line else ""
         return self._emit(f"{start}{_compact(value)}\n")
 
     def _emit(self, text: str) -> str:
         if text:
             self._shown.append(text)
+            self._is_in_line = not text.endswith("\n")
         return text
 
 
@@ -125,9 +153,13 @@ class OpenAIDecoder(Decoder):
         super().__init__(joins=joins)
         self._said: list[str] = []
         self._quoting = False
-        self._events: _Events | None = None
+        self._events: Events | None = None
         self._undecided = ""
         self._half = ""
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._said.clear()
 
     def _read(self, value: Any) -> str:
         if isinstance(value, str):
@@ -138,20 +170,20 @@ class OpenAIDecoder(Decoder):
         return self._json_line(value)
 
     def _read_text(self, text: str) -> str:
-        if self._events is None and not self._said:
+        if self._events is None and not self._has_text:
             text, self._undecided = self._undecided + text, ""
             if text.startswith(_EVENT_STARTS):
-                self._events = _Events()
+                self._events = Events()
             elif any(start.startswith(text) for start in _EVENT_STARTS):
                 self._undecided = text  # the first letters of an event, or of a plain text
                 return ""
         if self._events is None:
             return self._say(text)
-        return "".join(map(self._event, self._events.feed(text)))
+        return "".join(self._event(event.data) for event in self._events.feed(text))
 
     def _read_rest(self) -> None:
         for event in self._events.close() if self._events else ():
-            self._event(event)
+            self._event(event.data)
         self._say(whole_text(self._half) + self._undecided)
 
     def _answer(self) -> str:
@@ -174,8 +206,8 @@ class OpenAIDecoder(Decoder):
 
     def _document(self, value: Mapping[str, Any]) -> str:
         self._count(value.get("usage"))
-        if value.get("error"):
-            self.error = _error_text(value["error"])
+        if (error := error_in(value)) is not None:
+            self.error = _error_text(error)
             self._only_text = False
         choices = value.get("choices")
         mine = [
@@ -228,35 +260,10 @@ class OpenAIDecoder(Decoder):
 _EVENT_STARTS = ("data:", "event:", ": ")
 
 
-class _Events:
-    """Server-sent events out of text that is cut anywhere."""
-
-    def __init__(self) -> None:
-        self._line = ""
-        self._data: list[str] = []
-
-    def feed(self, text: str) -> list[str]:
-        """The data of the events that this text ends."""
-        *lines, self._line = (self._line + text).split("\n")
-        events = [self._take(line.removesuffix("\r")) for line in lines]
-        return [event for event in events if event is not None]
-
-    def close(self) -> list[str]:
-        """The same of what lacks the blank line that ends an event."""
-        return self.feed("\n\n")
-
-    def _take(self, line: str) -> str | None:
-        if line.startswith("data:"):
-            self._data.append(line.removeprefix("data:").removeprefix(" "))
-        if line or not self._data:
-            return None
-        event = "\n".join(self._data)
-        self._data = []
-        return event
-
-
 def _is_document(value: Any) -> bool:
-    return isinstance(value, Mapping) and (isinstance(value.get("choices"), list) or bool(value.get("error")))
+    return isinstance(value, Mapping) and (
+        isinstance(value.get("choices"), list) or error_in(value) is not None
+    )
 
 
 def _joined(value: Any) -> str:

@@ -141,7 +141,7 @@ class PromptDesk:
         panel.start(handle.number)
         answer = _Answer(panel.answer, self._session.loop.loop, self._ended(handle, typed))
         decoder = profiles.get(handle.profile).decoder()
-        view = JobView(handle, decoder, answer, strip=panel, is_background=True)
+        view = JobView(handle, decoder, answer, strip=panel, is_background=True, most=LONG_TEXT)
         self._session.on_loop(view.start)
         self._handle = handle
         if self._is_cancelled:
@@ -199,7 +199,7 @@ class PromptDesk:
 
 
 class _Answer:
-    """Draws an answer as it comes, as much of it as a panel holds.
+    """Draws an answer as it comes.
 
     Args:
         place: Where.
@@ -214,14 +214,17 @@ class _Answer:
         self._live = LiveMarkdown(place, loop)
         self._text = ""
         self._is_cut = False
+        self._rest: Bundle | None = None
 
     def add(self, text: str) -> None:
         """Show the next piece of text."""
-        piece = text[: LONG_TEXT - len(self._text)]
-        self._is_cut = self._is_cut or len(piece) < len(text)
-        self._text += piece
-        if piece:
-            self._live.add(piece)
+        self._text += text
+        if text:
+            self._live.add(text)
+
+    def leave_out(self, rest: Mapping[str, Any]) -> None:
+        """What stands for the text that is not shown."""
+        self._rest = dict(rest)
 
     def finish(
         self, bundles: Sequence[Mapping[str, Any]] = (), footer: Mapping[str, Any] | None = None
@@ -229,6 +232,8 @@ class _Answer:
         """Show what is no text; nothing more comes."""
         self._live.finish()
         more = [self._bounded(bundle) for bundle in bundles]
+        if self._rest is not None:
+            more.append(self._rest)
         if self._is_cut:
             more.append({"text/plain": f"Only the beginning is shown here: {LONG_TEXT:,} characters."})
         for bundle in more:

@@ -15,12 +15,18 @@ if TYPE_CHECKING:
     from notebook_ext.entry import Entry
     from notebook_ext.limits import Limits
     from notebook_ext.server import EmbeddedServer, Queue
+    from notebook_ext.server.attachment import Attachment
+    from notebook_ext.server.starter import Starter
     from notebook_ext.session import Session
 
 __all__ = ["DEMO", "Directory"]
 
 DEMO = "demo"
 """The endpoint that needs no account: the built-in `chat` handler, served when it is first called."""
+START_WAIT = 10.0
+"""Seconds that a cell waits for the first worker process; one that loads a model takes longer, and may."""
+_OF_SERVER = ("port", "bind", "allow_hosts", "private_webhooks")
+"""What is said once, for all endpoints of a session."""
 
 
 class Directory:
@@ -41,6 +47,7 @@ class Directory:
         self._clients: list[Endpoint] = []  # all that were made: a name may lead elsewhere by now
         self._limits: dict[tuple[str, str], Limits] = {}
         self._server: EmbeddedServer | None = None
+        self._server_options: dict[str, Any] = {}
         self._default: str | None = None
 
     def connect(
@@ -127,12 +134,26 @@ class Directory:
 
         Args:
             name: The endpoint's name; serving it again swaps the handler for new jobs.
-            handler: A callable in the shape that Runpod's workers use, or a built-in one's name.
-            **options: `workers`, `dials`, `return_aggregate_stream`, `upstream`, and `port` for
-                the first one that is served; those of `server.EmbeddedServer`.
+            handler: A callable in the shape that Runpod's workers use, or a built-in one's name;
+                None leaves the jobs to workers in other processes.
+            **options: `workers`, `dials`, `return_aggregate_stream`, `upstream`, `external`,
+                `start`, `on_lost`, `lost_after`; and for the first one that is served `port`,
+                `bind`, `allow_hosts`, `private_webhooks`. They are those of `server.EmbeddedServer`.
+
+        Raises:
+            ConfigurationError: It cannot be served so, or the processes of `start` die at once.
         """
-        server = self._serving(options.pop("port", 0))
+        server = self._serving({key: options.pop(key) for key in _OF_SERVER if key in options})
         self._session.on_loop(lambda: server.serve(name, handler, **options))
+        starter = server.starter(name)
+        if starter is not None:
+            try:
+                self._session.ask(starter.settled(START_WAIT))
+            except ConfigurationError:
+                self._session.on_loop(server.remove, name)
+                self._connections.pop(name, None)
+                self._default = None if self._default == name else self._default
+                raise
         existing = self._connections.get(name)
         if existing is not None and existing.served:
             return existing
@@ -147,6 +168,19 @@ class Directory:
     def queue(self, name: str) -> Queue | None:
         """The queue of an endpoint that is served here; None for any other."""
         return self._server.endpoints.get(name) if self._server is not None else None
+
+    def attachment(self, name: str) -> Attachment | None:
+        """How worker processes find an endpoint that is served here; None where it takes none."""
+        return self._server.attachment(name) if self._server is not None else None
+
+    @property
+    def is_open_to_others(self) -> bool:
+        """Whether other machines can reach what is served here."""
+        return self._server is not None and self._server.is_open
+
+    def starter(self, name: str) -> Starter | None:
+        """What keeps an endpoint's worker processes running; None where nothing does."""
+        return self._server.starter(name) if self._server is not None else None
 
     def _known(self, name: str) -> Connection:
         found = self._connections.get(name)
@@ -187,16 +221,18 @@ class Directory:
         self._clients.append(endpoint)
         return Connection(self._session, name, endpoint, profile=profile, rate=rate)
 
-    def _serving(self, port: int) -> EmbeddedServer:
+    def _serving(self, options: dict[str, Any]) -> EmbeddedServer:
+        chosen = {name: value for name, value in options.items() if value}
         if self._server is None:
             from notebook_ext.server import EmbeddedServer  # brings starlette and uvicorn
 
-            server = EmbeddedServer(port=port)
+            server = EmbeddedServer(**chosen)
             self._session.ask(server.start())
-            self._server = server
-        elif port and f":{port}/" not in self._server.base_url:
+            self._server, self._server_options = server, {**chosen, "port": server.port}
+        elif not chosen.items() <= self._server_options.items():
             raise ConfigurationError(
-                f"this session already serves at {self._server.base_url}; one port serves all its endpoints"
+                f"this session already serves at {self._server.base_url}; one port serves all its endpoints, "
+                "and the first one that is served says how"
             )
         return self._server
 

@@ -382,7 +382,8 @@ class JobDisplay:
         self._owns_cell, self._is_live = owns_cell, is_live
         self._pieces: list[str] = []
         self._live = LiveMarkdown(cell, loop)
-        self._strip_id = uuid.uuid4().hex
+        self._strip_id, self._rest_id = uuid.uuid4().hex, uuid.uuid4().hex
+        self._rest: Bundle | None = None
         self._is_finished = False
         if strip is not None and is_live:
             cell.show(strip._repr_mimebundle_(), display_id=self._strip_id)
@@ -394,6 +395,15 @@ class JobDisplay:
         self._pieces.append(text)
         if self._is_live:
             self._live.add(text)
+
+    def leave_out(self, rest: Bundle) -> None:
+        """Say what stands for the text that is not shown: no more is added. What is said last stays."""
+        if self._is_finished:
+            return
+        if self._is_live:
+            self._live.finish()  # it stands below the whole text
+            self._cell.show(rest, display_id=self._rest_id, update=self._rest is not None)
+        self._rest = rest
 
     def finish(self, bundles: Sequence[Bundle] = (), footer: Bundle | None = None) -> None:
         """Replace what is live by what will be saved; a second call does nothing.
@@ -433,7 +443,7 @@ class JobDisplay:
 
     def _show_all(self, text: str, bundles: Sequence[Bundle], footer: Bundle | None) -> None:
         parts = [render.markdown(text)] if text.strip() else []
-        shown = [*parts, *bundles, *([footer] if footer else [])]
+        shown = [*parts, *([self._rest] if self._rest else []), *bundles, *([footer] if footer else [])]
         if not shown and self._is_live:
             shown = [NOTHING]  # the cell is cleared when something comes
         for bundle in shown:
@@ -468,15 +478,25 @@ class TerminalDisplay:
             self._cell.write(text)
             self._is_in_line = not text.endswith("\n")
 
+    def leave_out(self, rest: Bundle) -> None:
+        """Print what stands for the text that is not shown."""
+        if not self._is_finished:
+            self._end_line()
+            self._cell.show(rest)
+
     def finish(self, bundles: Sequence[Bundle] = (), footer: Bundle | None = None) -> None:
         """End the line, and print the text/plain of what follows; a second call does nothing."""
         if self._is_finished:
             return
         self._is_finished = True
-        if self._is_in_line:
-            self._cell.write("\n")
+        self._end_line()
         for bundle in (*bundles, footer or {}):
             self._cell.show(bundle)
+
+    def _end_line(self) -> None:
+        if self._is_in_line:
+            self._cell.write("\n")
+            self._is_in_line = False
 
 
 def job_display(

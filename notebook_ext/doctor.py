@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from notebook_ext import config
+from notebook_ext.dialects import Operation
 from notebook_ext.errors import EndpointError
 from notebook_ext.kernel import nest_asyncio_conflict
 from notebook_ext.waiting import wait_reason
@@ -167,6 +168,10 @@ def _key(connection: Connection) -> Finding:
 
 
 def _answer(connection: Connection) -> Iterator[Finding]:
+    provider = connection.provider
+    if Operation.HEALTH not in provider.routes:
+        yield Finding(Mark.NOTE, "answer", f"health is not documented for {provider.name}: a job will tell")
+        return
     asked = time.monotonic()
     try:
         health = connection.health()

@@ -6,9 +6,11 @@ import difflib
 import getpass
 import inspect
 import os
+import shlex
 from typing import TYPE_CHECKING, Any, cast
 
 from notebook_ext import config, profiles, providers, workercode
+from notebook_ext.dialects import Operation
 from notebook_ext.errors import ConfigurationError, InputError
 from notebook_ext.types import JobStatus
 from notebook_ext.vocabulary import HANDLERS, VERBS
@@ -42,6 +44,7 @@ class EndpointVerbs:
         """Remove what is queued, after asking."""
         connection = self._session.connect(arguments.text("target") or self._session.endpoints.default_name())
         name = connection.name
+        connection.provider.route(Operation.PURGE_QUEUE)  # before anybody is asked about it
         if not command.arguments.yes:
             waiting = connection.health().jobs["in_queue"]
             if not waiting:
@@ -72,8 +75,9 @@ class EndpointVerbs:
                 raise InputError(f"'{name}' is not served here")
             self._session.endpoints.forget(name)
             return f"{name} is served no longer, and its jobs are gone"
-        handler = self._handler(command)
-        if handler is None:
+        is_elsewhere = command.body is None and options.handler is None and _takes_workers(options)
+        handler = None if is_elsewhere else self._handler(command)
+        if handler is None and not is_elsewhere:
             return None
         workers = arguments.integer("workers") or 1
         connection = self._session.serve(
@@ -81,6 +85,12 @@ class EndpointVerbs:
             handler,
             workers=workers,
             port=arguments.integer("port") or 0,
+            bind=arguments.text("bind"),
+            allow_hosts=tuple(options.allow_host),
+            external=options.external,
+            start=arguments.text("start"),
+            on_lost=options.on_lost,
+            lost_after=arguments.limit("lost_after"),
             return_aggregate_stream=not options.no_aggregate,
             dials=_dials(arguments),
             upstream=_upstream(arguments),
@@ -88,16 +98,45 @@ class EndpointVerbs:
         self._cells.pop(name, None)
         if command.body is not None:
             self._cells[name] = handler, command.body
-        return (
-            f"{name} is served at {connection.provider.base_url}/{name} by {workers} "
-            f"worker{'' if workers == 1 else 's'}.\n"
-            f"%endpoint run {name} -- PROMPT calls it, %endpoint serve {name} --stop ends it."
+        endpoints = self._session.endpoints
+        here = f"{workers} worker{'' if workers == 1 else 's'}" if handler is not None else ""
+        return "\n".join(
+            (
+                f"{name} is served at {connection.provider.base_url}/{name}{' by ' if here else ''}{here}.",
+                *self._workers_outside(name),
+                *(["It is open to other machines, without TLS."] if endpoints.is_open_to_others else []),
+                f"%endpoint run {name} -- PROMPT calls it, %endpoint serve {name} --stop ends it.",
+            )
         )
+
+    def _workers_outside(self, name: str) -> list[str]:
+        """What there is to know about workers in other processes; their key is no part of it."""
+        attachment, starter = (
+            self._session.endpoints.attachment(name),
+            self._session.endpoints.starter(name),
+        )
+        if attachment is None:
+            return []
+        if starter is not None:
+            processes = f"{starter.count} worker process{'' if starter.count == 1 else 'es'}"
+            return [
+                f"{processes} of its own: {shlex.join(starter.command)}, with the output in {starter.log()}."
+            ]
+        from notebook_ext.server.attachment import foreign_key
+
+        foreign = foreign_key()
+        warning = f"{foreign} has a key, which such a worker sends instead: move that file away first."
+        return [
+            "Workers attach to it. Each of these starts one, in a terminal; their key is in the file only.",
+            attachment.command(),
+            attachment.docker(),
+            *([warning] if foreign is not None else []),
+        ]
 
     def worker(self, name: str | None) -> str:
         """The handler of an endpoint that is served here, as the program of a Runpod worker."""
         queue = self._session.endpoints.queue(name) if name is not None else None
-        if name is None or queue is None:
+        if name is None or queue is None or queue.handler is None:
             raise InputError(
                 f"'{name or self._session.endpoints.default_name()}' is not served here: "
                 "%endpoint code NAME --worker writes the handler of an endpoint that this notebook serves"
@@ -121,8 +160,8 @@ class EndpointVerbs:
             return self._defined(command.body, wanted or "handler")
         if wanted is None:
             raise InputError(
-                f"what is to be served? --handler FUNCTION, --handler {'|'.join(HANDLERS)}, or a "
-                "cell %%endpoint serve NAME that defines handler(job)"
+                f"what is to be served? --handler FUNCTION, --handler {'|'.join(HANDLERS)}, a "
+                "cell %%endpoint serve NAME that defines handler(job), or --external for workers elsewhere"
             )
         found = self._namespace.get(wanted)
         if callable(found) or wanted in HANDLERS:
@@ -243,6 +282,10 @@ class EndpointVerbs:
 
 def _queued(count: int) -> str:
     return f"{count} queued job{'' if count == 1 else 's'}"
+
+
+def _takes_workers(options: Any) -> bool:
+    return options.external or options.start is not None
 
 
 def _dials(arguments: Arguments) -> Any:

@@ -43,7 +43,7 @@ class Entry:
         key_variable: The environment variable with its key; None means the provider's.
         served: Whether the session that submitted it served its endpoint, so that both ended together.
         detached: Whether it goes on when its kernel ends.
-        operation: run or runsync.
+        operation: run, runsync or openai.
         profile: How its input was laid out and its output is read.
         rate: Dollars per second of running time; None where it is not known.
         input: What the worker receives.
@@ -84,7 +84,8 @@ class Entry:
     @property
     def body_hash(self) -> str:
         """A hash of what is asked of whom; equal for equal requests."""
-        return body_hash(self.provider, self.endpoint_id, self.input, self.options)
+        options = {**self.options, "route": "openai"} if self.operation == "openai" else self.options
+        return body_hash(self.provider, self.endpoint_id, self.input, options)
 
 
 def to_row(entry: Entry, put: Callable[[str], Reference]) -> dict[str, Any]:

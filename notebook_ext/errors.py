@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from notebook_ext.types import Job
+    from notebook_ext.types import ExecutionPolicy, Job
 
 __all__ = [
     "APIError",
@@ -223,12 +223,16 @@ class JournalError(EndpointError):
     """The journal could not be read or written."""
 
 
-def job_error(job: Job, name: str | None = None) -> JobError | None:
+def job_error(
+    job: Job, name: str | None = None, *, policy: ExecutionPolicy | None = None, age: float | None = None
+) -> JobError | None:
     """The error of a job that did not end well; None for any other state.
 
     Args:
         job: Its last snapshot.
         name: What the sentence calls it; None means by its id.
+        policy: The server's clocks that it was given, where they are known.
+        age: Seconds from its submission to this snapshot, where they are known.
     """
     after = f" after {job.execution_time:.1f} s on a worker" if job.execution_time is not None else ""
     said = f": {job.error}" if job.error is not None else ""
@@ -239,12 +243,36 @@ def job_error(job: Job, name: str | None = None) -> JobError | None:
         case "CANCELLED":
             return JobCancelled(f"{where} was cancelled{after}{said}", job)
         case "TIMED_OUT":
-            reason = said or ": it ran longer than its execution timeout, or waited longer than its ttl"
-            return JobTimedOut(f"{where} timed out{after}{reason}", job)
+            clock = _clock_of(job, policy, age)
+            why = f": {clock}" if clock else ""
+            if not (clock or said):
+                why = ": it ran longer than its execution timeout, or waited longer than its ttl"
+            return JobTimedOut(f"{where} timed out{after}{why}{said}", job)
         case "LOST":
+            ttl = policy.ttl if policy is not None else None
+            why = "it expired with its result, or was never there"
+            if ttl is not None and age is not None and age >= ttl:
+                why = f"its ttl of {ttl:g} s was over, and it was deleted, running or not"
             return JobLost(
-                f"{where} is unknown to the server (404): it expired with its result, or was never there. "
+                f"{where} is unknown to the server (404): {why}. "
                 "Results are kept for minutes only; run it again if you still need it.",
                 job,
             )
     return None
+
+
+_NEARLY = 0.95
+"""Share of a limit from which on it is what ended a job: the server's own measure is a little shorter."""
+
+
+def _clock_of(job: Job, policy: ExecutionPolicy | None, age: float | None) -> str:
+    """Which of the server's clocks a job ran into, where its times tell; else nothing."""
+    if policy is None:
+        return ""
+    ran, limit, ttl = job.execution_time, policy.execution_timeout, policy.ttl
+    if limit is not None and ran is not None and ran >= _NEARLY * limit:
+        return f"its execution timeout of {limit:g} s was over (`--exec-timeout` gives it more)"
+    if ttl is not None and age is not None and age >= _NEARLY * ttl:
+        taken = "while it ran" if ran is not None else "before a worker took it"
+        return f"its ttl of {ttl:g} s was over {taken} (`--ttl` gives it more)"
+    return ""

@@ -17,6 +17,7 @@ import tenacity
 
 from notebook_ext import config, transport
 from notebook_ext.answers import excerpt, is_refusal, retry_after, without_key
+from notebook_ext.clocks import CONNECT_TIMEOUT, HOLD_MARGIN, REQUEST_TIMEOUT, SUBMIT_TIMEOUT
 from notebook_ext.errors import (
     AnswerLost,
     APIError,
@@ -34,6 +35,7 @@ from notebook_ext.errors import (
     ServerError,
     TransportError,
 )
+from notebook_ext.pacing import tell_pause
 from notebook_ext.protocol import Operation
 
 if TYPE_CHECKING:
@@ -42,16 +44,11 @@ if TYPE_CHECKING:
     from notebook_ext.limits import Limits
     from notebook_ext.providers import Provider
 
-__all__ = ["HOLD_MARGIN", "JOB_ID", "REQUEST_TIMEOUT", "Exchange"]
+__all__ = ["JOB_ID", "Asking", "Exchange"]
 
 JOB_ID = re.compile(r"[\w.-]+", re.ASCII)
 """Ids are opaque, but they stand in a path."""
 
-REQUEST_TIMEOUT = 30.0
-"""Seconds to wait for the answer to one request that the server does not hold, repetitions included."""
-CONNECT_TIMEOUT = 10.0
-HOLD_MARGIN = 15.0
-"""Seconds beyond a hold after which the answer is given up."""
 ATTEMPTS = 6
 """How often a request that is safe to repeat is tried at most."""
 REFUSED_PAUSE = 5.0
@@ -64,7 +61,11 @@ IDLE_BEFORE_SUBMIT = 1.0
 """Seconds: a submission does not use a connection that was idle for longer. The server may be
 closing it just then, and nobody could tell whether the job was queued."""
 
-_SUBMITS = frozenset({Operation.RUN, Operation.RUNSYNC, Operation.RETRY})
+_CUT_OFF = frozenset({408, 502, 504, 520, 522, 524})
+"""What a proxy answers when it no longer waits for the server."""
+_PERHAPS_TAKEN = frozenset({302, 303})
+"""Redirects that a server also answers with when it has done what a POST asked for."""
+_SUBMITS = frozenset({Operation.RUN, Operation.RUNSYNC, Operation.RETRY, Operation.OPENAI})
 _SAFE_TO_REPEAT = frozenset(
     {
         Operation.STATUS,
@@ -87,7 +88,7 @@ _NEVER_SENT = (
 
 
 @dataclass
-class _Asking:
+class Asking:
     """One thing that is asked, once or again.
 
     Attributes:
@@ -173,13 +174,16 @@ class Exchange:
                 which the last attempt must have begun. None means 30, or the hold and 15 more. What
                 our own limits hold back is not counted.
         """
-        if job_id and not JOB_ID.fullmatch(job_id):
-            raise InputError(f"{job_id!r} is not a job id")
+        if self.provider.route(operation).is_about_a_job and not JOB_ID.fullmatch(job_id):
+            raise InputError(f"{job_id!r} is not a job id" if job_id else self._no_id(operation))
         content = None if body is None else self._encode(operation, body)
         if timeout is None:
-            timeout = REQUEST_TIMEOUT if hold is None else hold + HOLD_MARGIN
+            own = SUBMIT_TIMEOUT if operation in _SUBMITS else REQUEST_TIMEOUT
+            timeout = own if hold is None else hold + HOLD_MARGIN
+        if hold is not None and self.provider.route(operation).takes_wait:
+            hold = self._limits.polls.hold(hold)
         client = self._open_client()
-        asking = _Asking(operation, job_id, content, hold, timeout)
+        asking = Asking(operation, job_id, content, hold, timeout)
 
         def again(error: BaseException) -> bool:
             return not client.is_closed and self._may_repeat(asking, error)
@@ -189,6 +193,7 @@ class Exchange:
             retry=tenacity.retry_if_exception(again),
             stop=asking.is_over,
             wait=_pause_before_retry,
+            before_sleep=_tell,
             reraise=True,
         ):
             with attempt:
@@ -196,7 +201,7 @@ class Exchange:
                 return await self._send(client, asking, left)
         raise AssertionError  # what the last attempt raised has been raised
 
-    def _may_repeat(self, asking: _Asking, error: BaseException) -> bool:
+    def _may_repeat(self, asking: Asking, error: BaseException) -> bool:
         if isinstance(error, (ConnectionFailed, RateLimitError)):
             return True  # it was not sent, or was turned away: nothing has been done
         if isinstance(error, NotFoundError):
@@ -207,6 +212,10 @@ class Exchange:
         return asking.operation in _SAFE_TO_REPEAT and isinstance(
             error, (TransportError, ServerError, ProtocolError)
         )
+
+    def seen(self, job_id: str) -> None:
+        """The server knows this job: a 404 from now on means that it has gone."""
+        self._submitted.pop(job_id, None)
 
     def _is_fresh(self, job_id: str) -> bool:
         return time.monotonic() - self._submitted.get(job_id, float("-inf")) < FRESH_JOB
@@ -225,12 +234,14 @@ class Exchange:
             )
         return content
 
-    async def _send(self, client: httpx.AsyncClient, asking: _Asking, timeout: float) -> Any:
+    async def _send(self, client: httpx.AsyncClient, asking: Asking, timeout: float) -> Any:
         operation, job_id = asking.operation, asking.job_id
         self._refuse_long_pause(asking)
         key = await self._key()
         connect_timeout = min(CONNECT_TIMEOUT, timeout)
         came = time.monotonic()
+        if (pause := self._limits.paused(operation)) > 0:
+            tell_pause(pause)
         async with self._limits.slot(operation) as slot:
             asking.held_back += slot.sent - came
             if client.is_closed:
@@ -245,6 +256,8 @@ class Exchange:
                 async with asyncio.timeout(timeout + connect_timeout):
                     response = await client.send(request)
             except (httpx.TransportError, TimeoutError) as error:
+                if not isinstance(error, _NEVER_SENT):
+                    self._broke(asking, slot.sent)
                 raise self._unreached(asking, error, time.monotonic() - slot.sent) from error
             except httpx.DecodingError as error:
                 raise ProtocolError(
@@ -253,16 +266,27 @@ class Exchange:
                 ) from error
             if is_refusal(response):
                 slot.refuse(retry_after(response))
+            elif response.status_code in _CUT_OFF:
+                self._broke(asking, slot.sent)
+            else:
+                self._limits.polls.answered(time.monotonic() - slot.sent)
         return self._answer(operation, job_id, response, key)
 
+    def _broke(self, asking: Asking, sent: float) -> None:
+        """A held answer did not come; where it was given up here, nobody knows when it was cut off."""
+        if asking.hold is None:
+            return
+        took = time.monotonic() - sent
+        self._limits.polls.broke(sent, took if took <= asking.hold else asking.hold / 2)
+
     def _build_request(
-        self, client: httpx.AsyncClient, asking: _Asking, key: str | None, timeout: httpx.Timeout
+        self, client: httpx.AsyncClient, asking: Asking, key: str | None, timeout: httpx.Timeout
     ) -> httpx.Request:
         route = self.provider.route(asking.operation)
         request = client.build_request(
             route.method,
             self.provider.base_url + route.fill(self.endpoint, asking.job_id),
-            params=None if asking.hold is None else {"wait": round(asking.hold * 1000)},
+            params={"wait": round(asking.hold * 1000)} if asking.hold and route.takes_wait else None,
             content=asking.content,
             headers={
                 **({"Authorization": f"Bearer {key}"} if key else {}),
@@ -274,7 +298,7 @@ class Exchange:
             request.extensions["fresh_after"] = IDLE_BEFORE_SUBMIT
         return request
 
-    def _refuse_long_pause(self, asking: _Asking) -> None:
+    def _refuse_long_pause(self, asking: Asking) -> None:
         """Tell at once what the server has told before, where waiting for its end would be too long."""
         pause = self._limits.paused(asking.operation)
         if pause > asking.timeout:
@@ -288,7 +312,7 @@ class Exchange:
     def _open_client(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
         if self._client is None:
-            self._client = transport.make_client(self.provider.base_url)
+            self._client = self._make_client()
             self._loop = loop
         elif self._loop is not loop:
             raise ConfigurationError(
@@ -296,6 +320,9 @@ class Exchange:
                 "for this loop"
             )
         return self._client
+
+    def _make_client(self) -> httpx.AsyncClient:
+        return transport.make_client(self.provider.base_url)
 
     async def _key(self) -> str | None:
         """The key, read whenever a request is built: it may have changed since the last one."""
@@ -321,7 +348,7 @@ class Exchange:
         key = config.find_or_require(self.provider, name=self._saved_name)
         return key() if key is not None else None
 
-    def _unreached(self, asking: _Asking, error: Exception, after: float) -> TransportError:
+    def _unreached(self, asking: Asking, error: Exception, after: float) -> TransportError:
         what = self._what(asking.operation, asking.job_id)
         known = {"job_id": asking.job_id or None}
         why = str(error) or type(error).__name__
@@ -365,12 +392,8 @@ class Exchange:
         code, said = response.status_code, excerpt(response, key)
         known: dict[str, Any] = {"status_code": code, "body": said, "job_id": job_id or None}
         tail = f": {said}" if said else ""
-        if response.is_redirect:
-            return ProtocolError(
-                f"{what}: the server redirects ({code}); it is not followed, so that the key goes "
-                "to no other host. Correct the address",
-                job_id=job_id or None,
-            )
+        if 300 <= code < 400:
+            return _redirect(operation, what, known)
         match code:
             case 401:
                 why = "the key was refused" if key else "it wants a key, and none was sent"
@@ -382,7 +405,7 @@ class Exchange:
             case 404:
                 return NotFoundError(
                     f"{what}: {self.provider.name} knows no endpoint {self.endpoint!r} (404){tail}; "
-                    "check its id",
+                    f"check its id{self._name_hint()}",
                     **known,
                 )
             case 421:
@@ -410,6 +433,18 @@ class Exchange:
     def _what(self, operation: Operation, job_id: str) -> str:
         return f"{operation}{f' of job {job_id}' if job_id else ''} on {self.name}"
 
+    def _name_hint(self) -> str:
+        """For whoever typed a name where an id is meant."""
+        if self._saved_name is not None:
+            return ""
+        return f", or take notebook_ext.connect({self.endpoint!r}) if that is a name which is saved or served"
+
+    def _no_id(self, operation: Operation) -> str:
+        return (
+            f"{operation} on {self.name}: the job has no id to ask {self.provider.name} by; what its own "
+            "answer told is all there is; nothing was sent"
+        )
+
     def _key_hint(self, key: str | None) -> str:
         variable = self.provider.key_variable
         if not variable:
@@ -434,7 +469,18 @@ def _fate(operation: Operation) -> str:
     return "; the job may have been queued all the same" if operation in _SUBMITS else ""
 
 
-def _clock(asking: _Asking) -> str:
+def _redirect(operation: Operation, what: str, known: dict[str, Any]) -> EndpointError:
+    """It is the same the next time; only what a submission came to may be unknown."""
+    told = (
+        f"{what}: the server redirects ({known['status_code']}); it is not followed, so that the key goes to "
+        "no other host"
+    )
+    if operation in _SUBMITS and known["status_code"] in _PERHAPS_TAKEN:
+        return ProtocolError(f"{told}{_fate(operation)}. Correct the address", job_id=known["job_id"])
+    return APIError(f"{told}. Correct the address", **known)
+
+
+def _clock(asking: Asking) -> str:
     """Which clock has run out."""
     if asking.hold is not None:
         return f"the server may hold it for {asking.hold:g} s, and the hold timeout is {asking.timeout:g} s"
@@ -443,6 +489,11 @@ def _clock(asking: _Asking) -> str:
 
 
 _jitter = tenacity.wait_random_exponential(multiplier=0.1, max=5.0)
+
+
+def _tell(state: tenacity.RetryCallState) -> None:
+    if state.outcome is not None and isinstance(state.outcome.exception(), RateLimitError):
+        tell_pause(state.upcoming_sleep)
 
 
 def _pause_before_retry(state: tenacity.RetryCallState) -> float:

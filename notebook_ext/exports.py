@@ -28,12 +28,12 @@ from notebook_ext.errors import EndpointError, InputError
 from notebook_ext.records import COLUMNS, as_json, media
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from notebook_ext.records import Record
 
-__all__ = ["Written", "frame", "place", "write"]
+__all__ = ["Written", "frame", "place", "write", "write_text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,21 @@ def write(records: Sequence[Record], path: Path, *, force: bool = False) -> Writ
     for each in paths:
         if each.exists() and not force:
             raise _exists(each)
-    for each, content in zip(paths, contents, strict=True):
-        place(content, each, force=force)
-    return Written(tuple(paths), sum(map(len, contents)))
+    size = sum(place([content], each, force=force) for each, content in zip(paths, contents, strict=True))
+    return Written(tuple(paths), size)
+
+
+def write_text(pieces: Iterable[str], path: Path, *, force: bool = False) -> Written:
+    """Write the text of one job, which need not be in memory as a whole; errors as of `write`.
+
+    Args:
+        pieces: The text.
+        path: The file.
+        force: Replace a file that exists.
+    """
+    if path.exists() and not force:
+        raise _exists(path)
+    return Written((path,), place(map(_encoded, pieces), path, force=force))
 
 
 def frame(rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -214,8 +226,16 @@ _TABLES: Mapping[str, Callable[[Sequence[Record]], bytes]] = {
 }
 
 
-def place(content: bytes, path: Path, *, force: bool) -> None:
+def place(parts: Iterable[bytes], path: Path, *, force: bool) -> int:
     """Put a file where it belongs, in one step, so that nobody ever sees half of it.
+
+    Args:
+        parts: What is in it.
+        path: Where it belongs.
+        force: Replace what is there.
+
+    Returns:
+        Its bytes.
 
     Raises:
         InputError: There is one already, and it is not to be replaced.
@@ -226,9 +246,10 @@ def place(content: bytes, path: Path, *, force: bool) -> None:
     try:
         try:
             with unfinished.open("wb") as file:
-                file.write(content)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
+                size = file.tell()
             _move(unfinished, path, force=force)
         finally:
             unfinished.unlink(missing_ok=True)
@@ -236,6 +257,7 @@ def place(content: bytes, path: Path, *, force: bool) -> None:
         raise _exists(path) from error
     except OSError as error:
         raise EndpointError(f"{path} could not be written: {error.strerror or error}") from error
+    return size
 
 
 def _move(unfinished: Path, path: Path, *, force: bool) -> None:

@@ -19,12 +19,16 @@ from notebook_ext.errors import (
     ServerError,
     TransportError,
 )
+from notebook_ext.mending import MISSING, Received
+from notebook_ext.pacing import HELD, tell_pause
 from notebook_ext.types import Job, JobStatus, StreamChunk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-__all__ = ["TRANSIENT", "Following", "Patience", "differs"]
+    from notebook_ext.pacing import Polls
+
+__all__ = ["TRANSIENT", "Following", "Patience", "differs", "look_pause", "looks"]
 
 MOST_FAILURES = 6
 """How many answers in a row may be lost before a job is no longer followed."""
@@ -36,19 +40,20 @@ longest pause between two attempts."""
 TRANSIENT = (AnswerLost, ServerError, ProtocolError, ConnectionFailed, RateLimitError)
 """Failures that may pass."""
 
-HELD = 0.25
-"""Seconds from which on an answer counts as held by the server."""
 SHORTEST_PAUSE, PAUSE_SHARE, LONGEST_PAUSE = 0.005, 0.02, 1.0
-"""Between two empty answers that were not held: seconds, share of the time since anything came, seconds."""
+"""From one empty answer that was not held to the next: seconds, share of the time since anything came,
+seconds at most."""
 FIRST_LOOK, BUSY_LOOK, LONGEST_LOOK = 0.2, 1.0, 10.0
 """Seconds until the first look at the status beside an open stream. Each that tells nothing new doubles the
 pause, up to the longest; one that does halves it, down to the busy one."""
 MOST_HELD, MOST_HELD_IDLY = 224, 128
 """Streams of one endpoint that are held at once; and those among them of jobs that wait in the queue. The
 other connections stay free for what must not wait for them: submissions, cancels and looks."""
-AGE_SHARE, LONGEST_ROUND, ROUNDS_RATE, ROUND = 0.1, 10.0, 100.0, 0.25
-"""Between two looks at a job whose stream cannot be held: share of its age, seconds at most; how many of all
-of them are looked at in a second; and the clock on which that is done together: the loop wakes less often."""
+SHORTEST_ROUND, AGE_SHARE, LONGEST_ROUND = 0.01, 0.1, 10.0
+"""From one look at a job that cannot be long-polled to the next: seconds, share of its age, seconds."""
+ROUNDS_RATE, ROUND = 100.0, 0.25
+"""How many jobs that wait for their stream to be held are looked at in a second; and the clock on which that
+is done together: the loop wakes less often."""
 QUIET = 10.0
 """Seconds without a chunk after which the status is asked: some streams never say that the job has ended."""
 
@@ -56,8 +61,8 @@ QUIET = 10.0
 class _Source(Protocol):
     id: str
 
-    held: int
-    rounds: int
+    @property
+    def polls(self) -> Polls: ...
 
     async def status(self, job_id: str) -> Job: ...
 
@@ -107,7 +112,10 @@ class Patience:
         most = min(0.1 * 2 ** min(self._failures, 10), LONGEST_REST)
         asked = error.retry_after if isinstance(error, RateLimitError) else None
         jitter = random.uniform(most / 2, most)  # noqa: S311 - no secret
-        await asyncio.sleep(min(asked, LONGEST_ASKED) if asked else jitter)
+        pause = min(asked, LONGEST_ASKED) if asked else jitter
+        if isinstance(error, RateLimitError):
+            tell_pause(pause)
+        await asyncio.sleep(pause)
 
 
 class Following:
@@ -120,10 +128,15 @@ class Following:
         look: Also look at the status now and then until the first chunk comes, and fetch the
             final snapshot; without it, only chunks are asked for, and the final snapshot only
             where the job ended in anything but COMPLETED.
-        first_index: How many chunks were seen before, by somebody who gave up.
-        has_gap: Whether answers were lost then.
+        received: What was shown before, by somebody who gave up.
+        losses: How many answers were lost on the wire then.
+        has_gap: Whether more may have come then than is known here.
         grace: Seconds for the outstanding answer when it is cancelled: what the server has put into
             it is nowhere else. Its chunks are yielded before the cancellation is raised.
+
+    Attributes:
+        note: What a reader of the result should know, once all events have come: that text was lost
+            and repaired, or may be missing; empty where there is nothing.
     """
 
     def __init__(
@@ -133,26 +146,30 @@ class Following:
         *,
         hold: float,
         look: bool,
-        first_index: int = 0,
+        received: Received | None = None,
+        losses: int = 0,
         has_gap: bool = False,
         grace: float = 0.0,
     ) -> None:
+        self.note = ""
         self._endpoint = endpoint
         self._job_id = job_id
         self._hold = hold
         self._look = look
         self._status: JobStatus | None = None
         self._last: Job | None = None
-        self._seen = first_index
-        self._lost = int(has_gap)
+        self._received = received or Received()
+        self._has_asked = False
+        self._lost = losses + has_gap
+        self._lost_elsewhere = int(has_gap)
         self._grace = grace
         self._is_outstanding = False
         self._held: list[StreamChunk] = []  # what came after a gap: only the aggregate knows its place
         self._patience = Patience(f"job {job_id} on {endpoint.id}", job_id)
         self._since = time.monotonic()
         self._look_pause = FIRST_LOOK
-        self._look_at = self._since + FIRST_LOOK
-        self._final: JobStatus | None = None  # that a look has told, and not yet the stream
+        self._look_at = self._since + max(FIRST_LOOK, endpoint.polls.held / ROUNDS_RATE)
+        self._final: Job | None = None  # how it ended, where a look has told that
         self._idle_since = self._quiet_since = time.monotonic()
 
     @property
@@ -173,14 +190,17 @@ class Following:
                     yield event
             if not self._look and not self._lost and self._status is JobStatus.COMPLETED:
                 return
-            final = await self._looked()
+            final = self._final or await self._looked()
         except JobLost as error:
             yield error.job
             return
-        for chunk in self._repaired(final):
+        has_begun = bool(self._received or self._held or final.output == [])
+        has_missing = self._lost > 0 and has_begun and not _aggregate(final)
+        for chunk in self._rest(final):
             yield chunk
         yield final
-        if self._lost and not _aggregate(final) and (self._seen or self._held or final.output == []):
+        if has_missing:
+            self.note = MISSING
             raise AnswerLost(
                 f"{self._lost} answer(s) of the stream of job {self._job_id} on {self._endpoint.id} were "
                 f"lost on the way: the job is {final.status}, but text may be missing, and the server keeps "
@@ -201,10 +221,10 @@ class Following:
     async def _held_answer(self) -> AsyncGenerator[StreamChunk | Job]:
         """One held answer of the stream, and looks at the status until it comes."""
         poll = asyncio.ensure_future(self._poll())
-        self._endpoint.held += 1
+        self._endpoint.polls.held += 1
         self._is_outstanding, cancelled = True, None
         try:
-            if self._look and not self._seen:
+            if self._look and not self._received:
                 async with contextlib.aclosing(self._looks_until(poll)) as looks:
                     async for job in looks:
                         yield job
@@ -215,12 +235,13 @@ class Following:
             if not poll.done():
                 raise
         finally:
-            self._endpoint.held -= 1
+            self._endpoint.polls.held -= 1
             await _stopped(poll)
         chunks = poll.result()
         if self._look and chunks and (started := self._changed_to(self._status)) is not None:
             yield started
         for chunk in chunks:
+            self._received.add(chunk.output)
             yield chunk
         self._is_outstanding = False
         if cancelled is not None:
@@ -228,38 +249,49 @@ class Following:
 
     async def _poll(self) -> list[StreamChunk]:
         """One answer of the stream: its chunks, or none where it was lost or is held back."""
+        await self._endpoint.polls.turn(is_first=not self._has_asked)
+        self._has_asked = True
         asked, final = time.monotonic(), self._final  # an answer that is older than the end may lack chunks
         try:
             status, chunks = await self._endpoint.read_stream(
-                self._job_id, hold=self._hold, first_index=self._seen + len(self._held)
+                self._job_id, hold=self._hold, first_index=len(self._received) + len(self._held)
             )
         except TRANSIENT as error:
-            self._lost += not isinstance(error, (ConnectionFailed, RateLimitError))  # they drain nothing
             await self._patience.after(error)
+            is_drained = not isinstance(error, (ConnectionFailed, RateLimitError))
+            self._lost += is_drained and not await self._is_untouched()
             return []
         except JobLost:  # perhaps only its stream is unknown: not every job has one
             status, chunks = (await self._looked()).status, []
         self._patience.renew()
+        took = time.monotonic() - asked
         if status is None:  # the documentation's own example is a list without a status: ask for it
             with contextlib.suppress(EndpointError):  # the chunks are not to be lost with it
                 status = (await self._endpoint.status(self._job_id)).status
         if final is not None and not chunks:
-            status = final
+            status = final.status
         self._status = await self._confirmed(status, chunks)
         if self._status is None or not self._status.is_final:
-            await self._pause(time.monotonic() - asked, chunks)
+            await self._pause(asked, took, chunks)
         if self._lost:
             self._held += chunks
             return []
-        self._seen += len(chunks)
         return chunks
+
+    async def _is_untouched(self) -> bool:
+        """Whether a lost answer surely had nothing in it: its job is still in the queue."""
+        if self._received or self._lost:
+            return False
+        with contextlib.suppress(EndpointError):
+            return (await self._endpoint.status(self._job_id)).status is JobStatus.IN_QUEUE
+        return False
 
     async def _confirmed(self, status: JobStatus | None, chunks: list[StreamChunk]) -> JobStatus | None:
         """What the stream says of the state; where it has been quiet for long, what `status` says."""
         now = time.monotonic()
         if chunks or (status is not None and status.is_final):
             self._quiet_since = now
-        elif self._look and not self._seen:
+        elif self._look and not self._received:
             return status  # it is looked at anyway
         elif now - self._quiet_since >= QUIET:
             self._quiet_since = now
@@ -275,13 +307,16 @@ class Following:
             except TRANSIENT as error:
                 await self._patience.after(error)
 
-    async def _pause(self, took: float, chunks: list[StreamChunk]) -> None:
+    async def _pause(self, asked: float, took: float, chunks: list[StreamChunk]) -> None:
         """Not at all where the server holds or chunks come; else the longer, the longer nothing has come."""
         now = time.monotonic()
+        self._endpoint.polls.streamed(took, has_chunks=bool(chunks))
         if chunks or took > HELD:
             self._idle_since = now
             return
-        await asyncio.sleep(min(max(SHORTEST_PAUSE, PAUSE_SHARE * (now - self._idle_since)), LONGEST_PAUSE))
+        shortest = 0.0 if self._endpoint.polls.is_short else SHORTEST_PAUSE  # they take turns then
+        apart = min(max(shortest, PAUSE_SHARE * (now - self._idle_since)), LONGEST_PAUSE)
+        await asyncio.sleep(max(0.0, asked + apart - now))
 
     async def _looks_until(self, poll: asyncio.Future[list[StreamChunk]]) -> AsyncGenerator[Job]:
         while not (await asyncio.wait({poll}, timeout=max(0.0, self._look_at - time.monotonic())))[0]:
@@ -307,7 +342,7 @@ class Following:
             max(BUSY_LOOK, self._look_pause / 2) if has_changed else min(2 * self._look_pause, LONGEST_LOOK)
         )
         if job.status.is_final:
-            self._final = job.status
+            self._final = job
             return False
         self._last = job
         return is_new
@@ -316,18 +351,18 @@ class Following:
         """Whether its stream may be held: not where too many are already, those of running jobs first."""
         known = self._last.status if self._last is not None else self._status
         most = MOST_HELD_IDLY if known is JobStatus.IN_QUEUE else MOST_HELD
-        return bool(self._seen) or self._endpoint.held < most
+        return bool(self._received) or self._endpoint.polls.held < most
 
     async def _in_turn(self) -> AsyncGenerator[Job]:
         """Look now and then, until its stream may be held or the job has ended."""
-        pause = FIRST_LOOK
-        self._endpoint.rounds += 1
+        self._endpoint.polls.rounds += 1
+        pause = max(FIRST_LOOK, self._endpoint.polls.rounds / ROUNDS_RATE)
         try:
             while not self._has_room() and self._final is None:
                 due = time.monotonic() + random.uniform(0.8, 1.2) * pause  # noqa: S311 - jitter, not a secret
                 await asyncio.sleep(due + ROUND - due % ROUND - time.monotonic())
                 age = time.monotonic() - self._since
-                pause = max(min(AGE_SHARE * age, LONGEST_ROUND), self._endpoint.rounds / ROUNDS_RATE)
+                pause = max(min(AGE_SHARE * age, LONGEST_ROUND), self._endpoint.polls.rounds / ROUNDS_RATE)
                 try:
                     job = await self._endpoint.status(self._job_id)
                 except TRANSIENT as error:
@@ -337,7 +372,7 @@ class Following:
                 if self._is_news(job):
                     yield job
         finally:
-            self._endpoint.rounds -= 1
+            self._endpoint.polls.rounds -= 1
 
     def _changed_to(self, status: JobStatus | None) -> Job | None:
         """A snapshot for a state that only the stream has told so far."""
@@ -347,13 +382,63 @@ class Following:
         self._last = replace(known, status=status, seen_at=time.time())
         return self._last
 
-    def _repaired(self, final: Job) -> list[StreamChunk]:
-        """What a gap swallowed: from the aggregate where the server keeps one, else what came after it."""
-        if not self._lost:
+    def _rest(self, final: Job) -> list[StreamChunk]:
+        """What is still to be shown: what came after a gap, or what the server has kept from there on."""
+        kept, later = _aggregate(final), [chunk.output for chunk in self._held]
+        if not (self._lost or self._received or later):  # it streamed nothing: the list is what it returned
             return []
-        aggregate = _aggregate(final)
-        chunks = [StreamChunk(output, index) for index, output in enumerate(aggregate)]
-        return chunks[self._seen :] if aggregate else self._held
+        if not kept or not (self._lost or final.status is JobStatus.COMPLETED):
+            return self._held
+        mended = self._received.mended(later, kept, is_suspect=self._lost > 0)
+        is_theirs = self._lost_elsewhere > 0 and self._lost == self._lost_elsewhere
+        self.note = "" if is_theirs and mended.is_whole else mended.note
+        if mended.rest is later:
+            return self._held
+        return [StreamChunk(output, index) for index, output in enumerate(mended.rest, len(self._received))]
+
+
+async def looks(endpoint: _Source, job_id: str) -> AsyncGenerator[Job]:
+    """Follow a job that has no stream: yield its snapshot whenever it has changed, the final one last.
+
+    Args:
+        endpoint: Whose job it is.
+        job_id: The server's id.
+
+    Raises:
+        AnswerLost: Too many answers in a row were lost.
+    """
+    patience = Patience(f"job {job_id} on {endpoint.id}", job_id)
+    since = time.monotonic()
+    last: Job | None = None
+    while last is None or not last.status.is_final:
+        asked = time.monotonic()
+        try:
+            job = await endpoint.status(job_id)
+        except JobLost as lost:
+            job = lost.job
+        except TRANSIENT as error:
+            await patience.after(error)
+            continue
+        patience.renew()
+        if differs(last, job):
+            yield job
+        last = job
+        if not job.status.is_final:
+            await asyncio.sleep(look_pause(since, asked))
+
+
+def look_pause(since: float, asked: float) -> float:
+    """Seconds until the next look at a job whose end the server does not wait for.
+
+    Its end is seen at most a tenth of its age late, or as late as an answer takes.
+
+    Args:
+        since: When it was first known, by the monotonic clock.
+        asked: When the last look began.
+    """
+    now = time.monotonic()
+    took = now - asked
+    return min(max(AGE_SHARE * (now - since) - took, took, SHORTEST_ROUND), LONGEST_ROUND)
 
 
 def differs(last: Job | None, job: Job) -> bool:

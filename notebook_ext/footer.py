@@ -9,8 +9,10 @@ from notebook_ext.render import NO_OUTPUT, duration, lines, note
 from notebook_ext.types import Job, JobStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from notebook_ext.render import Bundle
-    from notebook_ext.types import WorkerError
+    from notebook_ext.types import Progress, WorkerError
 
 __all__ = ["Facts", "error_text", "footer", "footer_bundle", "job", "speed"]
 
@@ -81,9 +83,15 @@ def footer_bundle(facts: Facts) -> Bundle:
     return note(footer(facts))
 
 
-def job(job: Job, number: int | None = None) -> Bundle:
-    """One look at a job: a line, and what its worker said if it failed."""
-    notes = (job.id,) + ((job.progress.text,) if job.progress else ())
+def job(job: Job, number: int | None = None, remarks: Sequence[str] = ()) -> Bundle:
+    """One look at a job: a line, and what its worker said if it failed.
+
+    Args:
+        job: What was seen.
+        number: This notebook's number of it.
+        remarks: What a reader should know beside that.
+    """
+    notes = (job.id, *([_progress(job.progress)] if job.progress else []), *remarks)
     line = footer(
         Facts(
             endpoint=job.endpoint,
@@ -99,6 +107,13 @@ def job(job: Job, number: int | None = None) -> Bundle:
     if job.error is not None:
         line = f"{line}\n{error_text(job.error)}"
     return lines(line, "var(--jp-ui-font-color1, inherit)")
+
+
+def _progress(progress: Progress) -> str:
+    """What was said of it, and how far that is, where the words have no number."""
+    if progress.fraction is None or any(map(str.isdigit, progress.text)):
+        return progress.text
+    return f"{100 * progress.fraction:.0f} % · {progress.text}"
 
 
 def error_text(error: WorkerError) -> str:

@@ -9,20 +9,35 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from notebook_ext.errors import ConfigurationError, EndpointError, InputError, WaitTimeout
-from notebook_ext.run import Run, news, tell
+from notebook_ext.errors import (
+    ConfigurationError,
+    EndpointError,
+    InputError,
+    JournalError,
+    WaitTimeout,
+    job_error,
+)
+from notebook_ext.protocol import Operation
+from notebook_ext.run import OVER, Run, news, tell
+from notebook_ext.streamed import Streamed
 from notebook_ext.types import Health, Job, JobStatus, StreamChunk
 
 if TYPE_CHECKING:
     import concurrent.futures
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
-__all__ = ["Ended", "Event", "JobHandle", "Queued", "Stopped"]
+    from notebook_ext.errors import JobError
+    from notebook_ext.journal import Journal
+    from notebook_ext.types import ExecutionPolicy
+
+__all__ = ["HUNG_UP", "Ended", "Event", "JobHandle", "Queued", "Stopped"]
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+HUNG_UP = "its connection was closed; whether its worker stopped, the OpenAI route does not tell"
+"""What is known of a job by that route that was stopped."""
 _RETRIABLE = frozenset({JobStatus.FAILED, JobStatus.TIMED_OUT})
 
 
@@ -77,6 +92,8 @@ class Stopped:
         name = f"@{self.handle.number}"
         if self.handle.never_submitted:
             return f"{name} was never submitted"
+        if self.handle.is_call and self.handle.was_stopped and not self.confirmed:
+            return f"{name}: {HUNG_UP}"
         if not self.confirmed:
             why = f": {self.error}" if self.error else f": still {job.status}"
             return f"{name} could not be confirmed as stopped{why}"
@@ -95,6 +112,9 @@ class _Owner(Protocol):
 
     @property
     def closed(self) -> bool: ...
+
+    @property
+    def journal(self) -> Journal: ...
 
     def wait_for(self, future: concurrent.futures.Future[Any], timeout: float | None) -> bool: ...
 
@@ -138,9 +158,11 @@ class JobHandle:
         detached: bool = False,
         body_hash: str = "",
         has_retry: bool = True,
+        policy: ExecutionPolicy | None = None,
     ) -> None:
         self._owner = owner
         self._has_retry = has_retry
+        self._policy = policy
         self.body_hash = body_hash
         self.number = number
         self.endpoint = endpoint
@@ -154,12 +176,16 @@ class JobHandle:
         self.detached = detached
         self.was_stopped = False
         self.notes: list[str] = []
-        self._run = Run(is_queued=job.status is JobStatus.IN_QUEUE)
+        self._run = Run(Streamed(self._in_journal), is_queued=job.status is JobStatus.IN_QUEUE)
+        self.paused_for = 0.0
+        """Seconds in which the server had too many requests, and what was asked about it waited."""
+        self._paused_until = 0.0
         self._stops = 0  # asked for, and not yet answered
         self._subscribers: list[Callable[[Event], None]] = []  # changed and called on the loop thread alone
 
     def __repr__(self) -> str:
-        return f"<JobHandle @{self.number} {self.endpoint} {self.status} {self.id or 'no id yet'}>"
+        name = self.id or ("by the OpenAI route" if self.is_call else "no id yet")
+        return f"<JobHandle @{self.number} {self.endpoint} {self.status} {name}>"
 
     # ------------------------------------------------------------------ what is known
 
@@ -193,9 +219,24 @@ class JobHandle:
         return self.status.is_final or self.never_submitted or is_unknown
 
     @property
+    def is_call(self) -> bool:
+        """Whether it is one open connection, by the OpenAI route: it has no id, and ends with that."""
+        return self.operation == Operation.OPENAI
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether its state will not change: the server will not, or there is nobody to ask."""
+        return self.status.is_final or (self.is_call and self.status is JobStatus.AMBIGUOUS)
+
+    @property
     def error(self) -> EndpointError | None:
         """Why it did not end well; None while it runs, and for a COMPLETED job."""
         return self._run.ended.error if self._run.ended else None
+
+    def failure(self) -> JobError | None:
+        """What its last snapshot says of a job that did not end well; None for any other."""
+        age = self.job.seen_at - self.submitted_at if self.job.seen_at else None
+        return job_error(self.job, f"@{self.number} on {self.endpoint}", policy=self._policy, age=age)
 
     @property
     def cost(self) -> float | None:
@@ -212,6 +253,11 @@ class JobHandle:
     def is_stopping(self) -> bool:
         """Whether a stop was asked for, by whatever way, and its outcome is not known yet."""
         return self._stops > 0 and not self.status.is_final
+
+    @property
+    def pause_left(self) -> float:
+        """Seconds that the server wants no requests for now; 0 where it takes them."""
+        return 0.0 if self.done else max(0.0, self._paused_until - time.monotonic())
 
     @property
     def queue_time(self) -> float | None:
@@ -239,7 +285,14 @@ class JobHandle:
         Where the server tells the time in the queue only at the end, a first chunk that came together
         with the news that the job runs has none until then.
         """
+        if self.is_call:  # whose time in the queue nobody tells: since it was submitted
+            return None if self._run.is_recalled else self._run.first_chunk
         return self._run.first_token(self.job.delay_time)
+
+    @property
+    def streaming_time(self) -> float | None:
+        """Seconds from its first chunk to the newest; None where that was not seen."""
+        return self._run.streaming_time
 
     @property
     def chunk_rate(self) -> float | None:
@@ -252,8 +305,26 @@ class JobHandle:
         return time.monotonic() - self._run.started
 
     def streamed(self, first: int = 0) -> list[StreamChunk]:
-        """What has come so far, from the chunk of that index on."""
-        return self._run.chunks[first:]
+        """What has come so far, from the chunk of that index on.
+
+        Raises:
+            EndpointError: It is large, so that it is in the journal only, and cannot be read there.
+        """
+        return list(self._run.streamed.since(first))
+
+    def each_streamed(self) -> Iterator[StreamChunk]:
+        """The same one by one, so that a large job need not be in memory as a whole."""
+        return self._run.streamed.since()
+
+    @property
+    def streamed_count(self) -> int:
+        """How many chunks have come so far."""
+        return len(self._run.streamed)
+
+    @property
+    def streamed_weight(self) -> int:
+        """About how many characters they have."""
+        return self._run.streamed.weight
 
     @property
     def value(self) -> Any:
@@ -263,9 +334,11 @@ class JobHandle:
         difference. None where there is none (yet).
         """
         output = self.job.output if self.job.has_output and self.job.status.is_final else None
-        if self._run.chunks:
+        if self.is_call and output is not None:
+            return output  # the chunks are no more than its pieces
+        if self._run.streamed:
             kept = output if isinstance(output, list) and output else None
-            values = kept if kept is not None else [chunk.output for chunk in self._run.chunks]
+            values = kept if kept is not None else [chunk.output for chunk in self.each_streamed()]
             return "".join(values) if all(isinstance(value, str) for value in values) else values
         return output
 
@@ -381,11 +454,13 @@ class JobHandle:
 
     def _tell_all(self, subscriber: Callable[[Event], None]) -> None:
         run = self._run
-        past: list[Event] = [self.job, *run.chunks, *([run.ended] if run.ended else [])]
-        for event in past:
-            subscriber(event)
+        subscriber(self.job)
+        for chunk in run.streamed.since():
+            subscriber(chunk)
         if run.ended is None:
             self._subscribers.append(subscriber)
+        else:
+            subscriber(run.ended)
 
     def _drop(self, subscriber: Callable[[Event], None]) -> None:
         if subscriber in self._subscribers:
@@ -427,29 +502,68 @@ class JobHandle:
             self._stops -= 1
             self.saw(self.job)
 
+    def paused(self, seconds: float) -> None:
+        """The server has too many requests: what is asked about it waits for so long."""
+        now = time.monotonic()
+        until = max(self._paused_until, now + seconds)
+        self.paused_for += until - max(self._paused_until, now)
+        self._paused_until = until
+
     def note(self, text: str) -> None:
         """Keep what a reader of the result should know, once."""
         if text not in self.notes:
             self.notes.append(text)
 
-    def recall(self, chunks: list[StreamChunk], ended: Ended | None, *, age: float) -> None:
+    @property
+    def lacking(self) -> list[StreamChunk]:
+        """What has come, and the journal has not yet got."""
+        return self.streamed(self._run.streamed.kept)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it has streamed so much that only the journal has all of it."""
+        return self._run.streamed.is_large
+
+    def kept(self, count: int) -> None:
+        """The journal has its first so many chunks."""
+        self._run.streamed.keep(count)
+
+    def _in_journal(self, first: int) -> Iterator[StreamChunk]:
+        """Its chunks, from that index on, as the journal has them."""
+        self._check_session()
+        yield from self._owner.journal.each_chunk(self.number, first)
+
+    def _recalled(self, first: int) -> Iterator[StreamChunk]:
+        """The same of a job that was recalled: what cannot be read of it is told, and hides nothing else."""
+        try:
+            yield from self._in_journal(first)
+        except JournalError as unreadable:
+            self.note(f"its text could not be read: {unreadable}")
+
+    def recall(self, ended: Ended, *, age: float) -> None:
         """Know again what the journal kept of it.
 
         Args:
-            chunks: What had been streamed.
-            ended: How it ended; None where it is to be followed.
+            ended: How it ended, or was left.
             age: Seconds since it was submitted.
         """
+        streamed = Streamed(self._recalled, is_recalled=True)
         started = time.monotonic() - max(0.0, age)
-        self._run = Run(started=started, is_queued=False, chunks=chunks, is_recalled=True, ended=ended)
-        tell(self._run.id_known)
-        if ended is not None:
-            tell(self._run.done)
+        self._run = Run(
+            streamed,
+            started=started,
+            is_queued=False,
+            is_recalled=True,
+            ended=ended,
+            done=OVER,
+            changed=OVER,
+            id_known=OVER,
+        )
 
     def go_on(self) -> None:
         """Be followed again after the follower gave up; what was seen stays."""
         self._run.ended = None
-        self._run.done = news()
+        self._run.done, self._run.changed = news(), news()
         if not self.id:
             self._run.id_known = news()
 
@@ -464,14 +578,20 @@ class JobHandle:
         """
         if self.never_submitted:
             raise InputError(f"@{self.number} was never submitted; run it anew instead")
+        if self.is_call:
+            raise InputError(
+                f"@{self.number} was asked by the OpenAI route, which has no retry; run it anew instead"
+            )
         if not self.done or self.status not in _RETRIABLE:
             raise InputError(
                 f"@{self.number} is {self.status}: only a FAILED or TIMED_OUT job can be retried; "
                 "run it anew instead"
             )
+        with contextlib.suppress(JournalError):  # what is gone already cannot be lost by this
+            self._run.streamed.hold()
         earlier = self._run, self.job, self.notes, self.was_stopped
         queued = Job(id=self.id, endpoint=self.job.endpoint, status=JobStatus.IN_QUEUE, seen_at=time.time())
-        self._run, self.job, self.notes, self.was_stopped = Run(), queued, [], False
+        self._run, self.job, self.notes, self.was_stopped = Run(Streamed(self._in_journal)), queued, [], False
         tell(self._run.id_known)
 
         def take_back() -> None:
@@ -517,7 +637,7 @@ class _Chunks:
         index = 0
         while True:
             change, ended = self._run.changed, self._run.ended
-            for chunk in self._run.chunks[index:]:
+            for chunk in self._run.streamed.since(index):
                 index += 1
                 yield chunk
             if ended is not None:
@@ -530,7 +650,7 @@ class _Chunks:
         index = 0
         while True:
             change, ended = self._run.changed, self._run.ended
-            for chunk in self._run.chunks[index:]:
+            for chunk in self._run.streamed.since(index):
                 index += 1
                 yield chunk
             if ended is not None:

@@ -212,7 +212,7 @@ class JobsPane(Pane):
         handle = self._shown
         if handle is None:
             return
-        if not handle.done and sum(len(str(chunk.output)) for chunk in handle.streamed()) > LIVE_RESULT:
+        if not handle.done and handle.streamed_weight > LIVE_RESULT:
             self.widget.show_result(f"@{handle.number} is long: it is shown when it has ended", ())
             return
         so_far = "" if handle.is_over else ", so far"

@@ -14,16 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from notebook_ext.completions import said_in
 from notebook_ext.entry import COLUMNS, LARGE_COLUMNS, Entry, from_row, job_to_row, to_row
 from notebook_ext.errors import JournalError
 from notebook_ext.journal_path import UNKNOWN_FOR, located, sessions_of
 from notebook_ext.leases import Presence
 from notebook_ext.schema import migrate
-from notebook_ext.types import Job, StreamChunk
-from notebook_ext.values import Reference, Values
+from notebook_ext.streams import AS_OUTPUT, Streams, packed_text
+from notebook_ext.values import Values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from notebook_ext.types import Job, StreamChunk
 
 __all__ = ["Found", "Journal", "Pruned"]
 
@@ -37,9 +40,6 @@ COLD_STARTS = 20
 """How many of an endpoint's last cold starts are looked at."""
 INDEXED = 20_000
 """Characters of a prompt, and of an answer, that a search sees."""
-
-_AS_OUTPUT = ""
-"""In place of what a job has streamed, where its output is the very list of that."""
 
 _UNWRITABLE = (sqlite3.Error, OSError, ValueError, OverflowError, RecursionError)
 """A full disk; half of a surrogate pair; a number too large for SQLite; JSON that is too deep."""
@@ -86,7 +86,8 @@ class Journal:
 
     Args:
         path: The file; large values and the signs of life of the sessions that use it are in a
-            folder beside it. ":memory:" forgets everything with the kernel.
+            folder beside it. ":memory:" forgets everything with the kernel, and until then large
+            jobs have their room in memory.
 
     Raises:
         JournalError: It cannot be opened, or was written by a newer version.
@@ -113,6 +114,7 @@ class Journal:
                 self._check_writable()
                 self._presence = Presence(sessions_of(path) if self.is_kept else None)
                 self._values = Values(beside / "values" if beside else None)
+                self._streams = Streams(self._using, self._values)
             except (sqlite3.Error, OSError, JournalError) as error:
                 raise JournalError(f"the journal {path} cannot be opened: {error}") from error
             undo.pop_all()
@@ -198,7 +200,7 @@ class Journal:
                         tuple(row.values()),
                     )
                     number = cursor.lastrowid or 0
-                    prompt = "\n".join(texts(entry.input))[:INDEXED]
+                    prompt = _beginning(texts(entry.input), "\n")
                     db.execute(
                         "INSERT INTO texts (rowid, prompt, answer) VALUES (?, ?, '')",
                         (number, _plain(prompt)),
@@ -217,21 +219,32 @@ class Journal:
                 (*row.values(), number, self.owner),
             )
 
-    def append(self, number: int, chunks: Iterable[StreamChunk]) -> None:
-        """Keep streamed chunks that follow one another, all of them in one row."""
+    def append(self, number: int, chunks: Iterable[StreamChunk]) -> bool:
+        """Keep streamed chunks that follow one another, all of them in one row.
+
+        Returns:
+            Whether they are kept; not where another session follows the job.
+        """
         batch = list(chunks)
         if not batch:
-            return
-        outputs = _packed([chunk.output for chunk in batch])
+            return True
+        outputs = packed_text([chunk.output for chunk in batch])
         with self._using(), self._writing() as db:
-            db.execute(
+            cursor = db.execute(
                 "INSERT OR REPLACE INTO chunks (number, position, count, outputs)"
                 " SELECT number, ?, ?, ? FROM jobs WHERE number = ? AND owner = ?",
                 (batch[0].index, len(batch), self._values.put(outputs), number, self.owner),
             )
+            return cursor.rowcount == 1
 
     def finish(
-        self, number: int, job: Job, notes: Sequence[str] = (), chunks: Sequence[StreamChunk] | None = None
+        self,
+        number: int,
+        job: Job,
+        notes: Sequence[str] = (),
+        chunks: Sequence[StreamChunk] | None = None,
+        *,
+        packs: bool = True,
     ) -> None:
         """Keep how a job ended that this session follows, and let a search find its answer.
 
@@ -240,16 +253,23 @@ class Journal:
             job: Its last snapshot.
             notes: What a reader of the result should know.
             chunks: All that it has streamed; None means what was appended.
+            packs: Whether that is put into one value; else it stays in its rows, and need never be in
+                memory as a whole.
         """
-        streamed = [chunk.output for chunk in (self.chunks(number) if chunks is None else chunks)]
-        answer = "".join(texts(streamed)) if streamed else "\n".join(texts(job.output))
+        streamed: Iterable[StreamChunk] = self.each_chunk(number) if chunks is None else chunks
+        if packs:
+            streamed = list(streamed)
+        answer = _beginning(text for chunk in streamed for text in _words(chunk.output))
+        answer = answer or _beginning(_words(job.output), "\n")
         with self._using():
             row = job_to_row(job, str)
-            packed = _packed(streamed) if streamed else None
+            packed = packed_text([chunk.output for chunk in streamed]) if packs and streamed else None
+            is_output = packed == row["output"] if packed else self._streams.is_output(number, job.output)
             row |= {
-                "streamed": _AS_OUTPUT if packed is not None and packed == row["output"] else packed,
+                "streamed": AS_OUTPUT if is_output else packed,
                 "notes": json.dumps(list(notes)),
                 "owner": None,
+                "is_final": True,  # nothing more comes, whatever its state says
             }
             with self._writing() as db:
                 row = self._put(row)
@@ -259,8 +279,9 @@ class Journal:
                 )
                 if not cursor.rowcount:
                     return  # another session follows it, and knows more
-                db.execute("DELETE FROM chunks WHERE number = ?", (number,))
-                db.execute("UPDATE texts SET answer = ? WHERE rowid = ?", (_plain(answer[:INDEXED]), number))
+                if packs or is_output:
+                    db.execute("DELETE FROM chunks WHERE number = ?", (number,))
+                db.execute("UPDATE texts SET answer = ? WHERE rowid = ?", (_plain(answer), number))
 
     def restart(self, number: int, job: Job) -> bool:
         """Forget how a job ended: it is retried, and begins again.
@@ -380,26 +401,11 @@ class Journal:
 
     def chunks(self, number: int, first: int = 0) -> list[StreamChunk]:
         """What a job has streamed so far, in order, from the chunk of that index on."""
-        with self._using() as db:  # in this order: a job that ends meanwhile is packed in between
-            rows = db.execute(
-                "SELECT position, outputs FROM chunks WHERE number = ? AND position + count > ?"
-                " ORDER BY position",
-                (number, first),
-            ).fetchall()
-            if rows:
-                return self._unpacked(rows, first)
-            packed = db.execute(
-                "SELECT iif(streamed = ?, output, streamed) FROM jobs WHERE number = ?", (_AS_OUTPUT, number)
-            ).fetchone()
-            outputs = json.loads(self._values.get(packed[0])) if packed and packed[0] is not None else []
-            return [StreamChunk(output, index) for index, output in enumerate(outputs)][first:]
+        return list(self.each_chunk(number, first))
 
-    def _unpacked(self, rows: Sequence[tuple[int, Reference]], first: int) -> list[StreamChunk]:
-        """The chunks of rows, which overlap where what could not be written was written again."""
-        found: dict[int, Any] = {}
-        for position, outputs in rows:
-            found.update(enumerate(json.loads(self._values.get(outputs)), position))
-        return [StreamChunk(found[index], index) for index in sorted(found) if index >= first]
+    def each_chunk(self, number: int, first: int = 0) -> Iterator[StreamChunk]:
+        """The same one by one: of a large job, which is not packed, only a part is in memory at a time."""
+        return self._streams.each(number, first)
 
     def cold_starts(self, base_url: str, endpoint_id: str) -> tuple[float, ...]:
         """Seconds that an endpoint's last jobs waited for a worker to start, newest first."""
@@ -522,8 +528,22 @@ def texts(value: Any) -> Iterator[str]:
             waiting.extend(reversed(item))
 
 
-def _packed(outputs: list[Any]) -> str:
-    return json.dumps(outputs, separators=(",", ":"))
+def _words(output: Any) -> Iterable[str]:
+    """What of an output a search finds: of a piece of a completion its words, and not what is around them."""
+    spoken = said_in(output)
+    return texts(output) if spoken is None else spoken
+
+
+def _beginning(parts: Iterable[str], between: str = "") -> str:
+    """As much of a text as a search sees."""
+    found: list[str] = []
+    length = 0
+    for part in parts:
+        found.append(part[:INDEXED])
+        length += len(part)
+        if length >= INDEXED:
+            break
+    return between.join(found)[:INDEXED]
 
 
 def _changes(row: Mapping[str, object]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from notebook_ext.errors import JournalError
+from notebook_ext.streamed import weight
 from notebook_ext.types import Job, JobStatus, StreamChunk
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 DELAY = 0.25
 """Seconds that streamed chunks may be late in the journal."""
+FULL = 1_000_000
+"""Characters of streamed chunks that are written at once: a larger write would hold up the loop."""
 AGAIN, AGAIN_LATER = 1.0, 60.0
 """Seconds until what the journal could not take is offered to it again: at first, and at most."""
 
@@ -43,7 +46,11 @@ class Keeper:
 
     def chunks(self, handle: JobHandle) -> ChunkWriter:
         """A writer for what a job streams."""
-        return ChunkWriter(lambda rows: self._journal.append(handle.number, rows))
+        return ChunkWriter(lambda rows: self._append(handle, rows))
+
+    def _append(self, handle: JobHandle, rows: list[StreamChunk]) -> None:
+        if rows and self._journal.append(handle.number, rows):
+            handle.kept(rows[-1].index + 1)
 
     def saw(self, handle: JobHandle, job: Job) -> None:
         """First the journal, then everybody else."""
@@ -87,10 +94,10 @@ class Keeper:
         del self._behind[handle.number]
         if handle.never_submitted:
             self._journal.discard(handle.number)
-        elif handle.done and handle.status.is_final:
+        elif handle.done and handle.is_settled:
             self._pack(handle)
         else:
-            self._journal.append(handle.number, handle.streamed())
+            self._append(handle, handle.lacking)
             if not handle.status.is_final:
                 self._journal.update(handle.number, handle.job)
         handle.notes[:] = [note for note in handle.notes if note != _LACKS]
@@ -112,7 +119,11 @@ class Keeper:
 
     def _pack(self, handle: JobHandle) -> None:
         notes = [note for note in handle.notes if note != _LACKS]
-        self._journal.finish(handle.number, handle.job, notes, handle.streamed())
+        if handle.is_large:
+            self._append(handle, handle.lacking)
+            self._journal.finish(handle.number, handle.job, notes, packs=False)
+        else:
+            self._journal.finish(handle.number, handle.job, notes, handle.streamed())
 
 
 class ChunkWriter:
@@ -125,12 +136,16 @@ class ChunkWriter:
     def __init__(self, write: Callable[[list[StreamChunk]], None]) -> None:
         self._write = write
         self._waiting: list[StreamChunk] = []
+        self._weight = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, chunk: StreamChunk) -> None:
         """Take one more chunk, to be written soon."""
         self._waiting.append(chunk)
-        if self._timer is None:
+        self._weight += weight(chunk.output)
+        if self._weight >= FULL:
+            self.try_flush()
+        elif self._timer is None:
             self._start_timer(DELAY)
 
     def try_flush(self) -> None:
@@ -139,6 +154,7 @@ class ChunkWriter:
             self.flush()
         except JournalError as error:
             _log.warning("chunks wait for the journal: %s", error)
+            self._weight = 0  # not again with each chunk
             self._start_timer(AGAIN)
 
     def flush(self) -> None:
@@ -152,7 +168,7 @@ class ChunkWriter:
             self._timer = None
         if self._waiting:
             self._write(self._waiting)
-            self._waiting = []
+            self._waiting, self._weight = [], 0
 
     def _start_timer(self, seconds: float) -> None:
         self._timer = asyncio.get_running_loop().call_later(seconds, self.try_flush)

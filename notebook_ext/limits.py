@@ -11,18 +11,18 @@ import heapq
 import math
 import time
 from collections import deque
-from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+from notebook_ext.pacing import Pace, Polls, is_in_background
 from notebook_ext.protocol import Operation
 from notebook_ext.providers import Limit
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Mapping
 
-__all__ = ["Limits", "Slot", "in_background"]
+__all__ = ["Limits", "Slot"]
 
 CONNECTIONS = 256
 """Connections of one endpoint, as many as `transport` opens."""
@@ -33,7 +33,8 @@ CANCEL_SHARE = 0.02
 BACKGROUND_SHARE = 5
 """One request in so many is one of the background, where both wait: it is slowed, never stopped."""
 LONGEST_PAUSE = 60.0
-"""Seconds that one answer may silence an operation, whatever it says: a clock may be wrong."""
+"""Seconds that one answer may silence an operation, whatever it says, unless its limit is known to count
+by a longer time: a clock may be wrong."""
 POLL_ARRIVES = 3.0
 """Seconds after its leave by which a long poll has been counted by the server, however busy our loop is."""
 LEAST_SHARE, RISE_SHARE = 0.1, 0.1
@@ -44,23 +45,8 @@ LEAST_LEARNED = 30.0
 
 _FIRST = frozenset({Operation.CANCEL, Operation.PURGE_QUEUE})
 _LONG_POLLS = frozenset({Operation.STATUS_SYNC, Operation.STREAM})
-_HELD = _LONG_POLLS | {Operation.RUNSYNC}
+_HELD = _LONG_POLLS | {Operation.RUNSYNC, Operation.OPENAI}
 _UNDOCUMENTED = Limit(0)
-
-_is_background: ContextVar[bool] = ContextVar("is_background", default=False)
-
-
-@contextlib.contextmanager
-def in_background() -> Iterator[None]:
-    """Let requests that are made in here, and in tasks that are begun in here, give way to all others.
-
-    For what nobody looks at just now. Do not yield inside it: begin a task inside it instead.
-    """
-    token = _is_background.set(True)
-    try:
-        yield
-    finally:
-        _is_background.reset(token)
 
 
 class Limits:
@@ -69,6 +55,9 @@ class Limits:
     A refusal halves the rate of its operation, and good answers raise it again: to the documented
     rate, or without end where none is documented. A provider that allows more where more workers
     run does not say how much more per worker, so that is not made use of.
+
+    Attributes:
+        polls: What is known of how the endpoint answers long polls.
 
     Args:
         documented: The provider's limit per operation; any other is free until it is refused.
@@ -85,6 +74,7 @@ class Limits:
             gate = self._gates[operation]
             if any(self._gates[other] is gate for other in Operation if other not in _FIRST):
                 gate.keep_some_for_cancels()
+        self.polls = Polls(self._gates[Operation.STREAM].pace)
         self._lines: dict[
             _Line, deque[asyncio.Future[None]]
         ] = {}  # the one that was let through last is last
@@ -145,7 +135,7 @@ class Limits:
             waiting.popleft().set_result(None)
             if waiting:
                 self._lines[line] = waiting
-            line.gate.passed(line.rank)
+            line.gate.passed(line.rank, line.operation)
             self._open += 1
         if self._timer is not None:
             self._timer.cancel()
@@ -208,7 +198,7 @@ class _Line(NamedTuple):
 def _rank(operation: Operation) -> _Rank:
     if operation in _FIRST:
         return _Rank.FIRST
-    return _Rank.BACKGROUND if _is_background.get() else _Rank.NOW
+    return _Rank.BACKGROUND if is_in_background() else _Rank.NOW
 
 
 def _most_open(operation: Operation) -> int:
@@ -233,7 +223,9 @@ class _Gate:
         self._full = limit.rate or math.inf
         self._rate: float = self._full
         self._least = max(1.0, LEAST_SHARE * limit.rate) if limit.rate else LEAST_LEARNED
+        self._longest_pause = limit.longest_pause
         self._rise = RISE_SHARE * limit.rate
+        self.pace = Pace(self._full, limit.window)
         self._free_at: list[float] = []  # a heap
         self._fell_at = -math.inf
         self._in_a_row = self._kept = 0
@@ -262,11 +254,14 @@ class _Gate:
         heapq.heappush(self._free_at, arrived + self._window)
 
     def rise(self) -> None:
+        self.pace.rise()
         if self._rate < self._full:
             self._rate = min(self._full, self._rate + self._rise / self._rate)
 
-    def passed(self, rank: _Rank) -> None:
+    def passed(self, rank: _Rank, operation: Operation) -> None:
         self.open += 1
+        if operation is not Operation.STREAM:  # whose turn has been counted
+            self.pace.spend()
         if rank is not _Rank.FIRST:
             self._in_a_row = self._in_a_row + 1 if rank is _Rank.NOW else 0
 
@@ -279,6 +274,7 @@ class _Gate:
         if sent <= self._fell_at:
             return
         self._fell_at = time.monotonic()
+        self.pace.fall(len(self._free_at) + self.open)
         if self._rate == math.inf:  # what it let through until now is all that is known of its limit
             self._rate = len(self._free_at) + self.open
             self._rise = max(1.0, RISE_SHARE * self._rate)
@@ -287,4 +283,5 @@ class _Gate:
     def pause(self, seconds: float | None) -> None:
         """Let nothing pass for so long."""
         if seconds is not None:
-            self.not_before = max(self.not_before, time.monotonic() + min(seconds, LONGEST_PAUSE))
+            most = self._longest_pause or LONGEST_PAUSE
+            self.not_before = max(self.not_before, time.monotonic() + min(seconds, most))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from notebook_ext import cellcode, exports, profiles, prompts, requestcode, tables
 from notebook_ext.errors import InputError
-from notebook_ext.records import Record
+from notebook_ext.records import Record, streamed_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -91,10 +91,17 @@ class Memory:
             EndpointError: It could not be written.
         """
         path = Path(arguments.text("file") or "").expanduser()
-        records = [self._record(entry) for entry in self._meant(command, arguments, handles)]
-        written = exports.write(records, path, force=command.arguments.force)
-        jobs = f"{len(records)} job{'' if len(records) == 1 else 's'}"
+        entries = self._meant(command, arguments, handles)
+        written = self._write(entries, path, force=command.arguments.force)
+        jobs = f"{len(entries)} job{'' if len(entries) == 1 else 's'}"
         return f"{jobs}, {written.size} bytes, written to {', '.join(map(str, written.paths))}"
+
+    def _write(self, entries: Sequence[Entry], path: Path, *, force: bool) -> exports.Written:
+        if len(entries) == 1 and path.suffix.lower() == ".txt":
+            pieces = streamed_text(entries[0], lambda: self._session.journal.each_chunk(entries[0].number))
+            if pieces is not None:
+                return exports.write_text(pieces, path, force=force)
+        return exports.write([self._record(entry) for entry in entries], path, force=force)
 
     def code(self, handle: JobHandle, command: Command) -> str:
         """What does what a job did: its cell, or a program.
@@ -138,7 +145,7 @@ class Memory:
         return entry
 
     def _record(self, entry: Entry) -> Record:
-        return Record.read(entry, self._session.journal.chunks(entry.number))
+        return Record.read(entry, self._session.journal.each_chunk(entry.number))
 
 
 def _row(entry: Entry) -> tables.JobRow:
@@ -158,6 +165,7 @@ def _command(entry: Entry) -> Command:
     """The command of a job that was submitted from Python, or by another kernel."""
     if entry.input is None:
         raise InputError(f"@{entry.number} was not submitted from here, so what it was asked is not known")
+    is_call = entry.operation == "openai"
     profile = profiles.get(entry.profile)
     fits = isinstance(entry.input, dict) and profile.place(entry.input, is_text=False) == entry.input
     asked = {"exec_timeout": "execution_timeout", "ttl": "ttl"}
@@ -166,9 +174,9 @@ def _command(entry: Entry) -> Command:
         entry.endpoint,
         entry.input,
         {
-            "profile": entry.profile if fits else "raw",
+            **({"route": "openai"} if is_call else {"profile": entry.profile if fits else "raw"}),
             "low_priority": entry.options.get("low_priority", False),
             **options,
         },
-        verb=entry.operation,
+        verb="run" if is_call else entry.operation,
     )

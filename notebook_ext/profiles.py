@@ -21,10 +21,11 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
+from notebook_ext.completions import chat_request
 from notebook_ext.decoders import Decoder, Final, OpenAIDecoder
 from notebook_ext.errors import InputError
 
-__all__ = ["PROFILES", "Decoder", "Final", "Options", "Profile", "get", "merge"]
+__all__ = ["OPENAI_ROUTE", "PROFILES", "Decoder", "Final", "Options", "Profile", "get", "merge"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +277,18 @@ PROFILES: Mapping[str, Profile] = MappingProxyType(
         )
     }
 )
+
+
+OPENAI_ROUTE = Profile(
+    "openai",
+    "the body of an OpenAI request, as its own route takes it",
+    decoder=OpenAIDecoder,
+    prompt=None,
+    messages="messages",
+    options={name: name for name in ("model", *_SAMPLING)},
+    complete=lambda document: document.update(chat_request(document)),
+)
+"""How `--route openai` lays out its body; what comes back is read as the profile `openai` reads it."""
 
 
 def get(name: str) -> Profile:

@@ -14,12 +14,12 @@ from notebook_ext import profiles, prompts, render
 from notebook_ext.types import whole_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from notebook_ext.entry import Entry
     from notebook_ext.types import StreamChunk
 
-__all__ = ["COLUMNS", "Medium", "Record", "as_json", "media", "prompt_text"]
+__all__ = ["COLUMNS", "Medium", "Record", "as_json", "media", "prompt_text", "streamed_text"]
 
 COLUMNS = (
     "number", "submitted_at", "endpoint", "provider", "status", "prompt", "output", "delay_time",
@@ -99,6 +99,34 @@ class Record:
             "cell": entry.cell,
             "notes": list(entry.notes),
         }
+
+
+def streamed_text(entry: Entry, chunks: Callable[[], Iterable[StreamChunk]]) -> Iterator[str] | None:
+    """The text that a job has streamed, in pieces: a large one is never in memory as a whole.
+
+    Args:
+        entry: The job.
+        chunks: Gives what it has streamed, from the first on.
+
+    Returns:
+        What `Record.text` is when it is joined; None where that is not just the text of the chunks.
+    """
+    decoder = profiles.get(entry.profile).decoder()
+    decoder.forget()
+    is_text = any(decoder.feed(chunk) and decoder.has_text for chunk in chunks())
+    is_aggregate = isinstance(entry.job.output, list) and entry.job.status.is_final
+    return _pieces(entry, chunks()) if is_text and not is_aggregate else None
+
+
+def _pieces(entry: Entry, chunks: Iterable[StreamChunk]) -> Iterator[str]:
+    decoder = profiles.get(entry.profile).decoder()
+    decoder.forget()
+    half = ""  # of a character, whose other half is in the next piece
+    for chunk in chunks:
+        text = half + decoder.feed(chunk)
+        half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+        yield whole_text(text.removesuffix(half))
+    yield whole_text(half + (decoder.finish(None).text or ""))
 
 
 def prompt_text(value: Any) -> str:

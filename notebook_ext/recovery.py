@@ -6,11 +6,14 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
-from notebook_ext.errors import EndpointError, JournalError, job_error
+from notebook_ext.calls import CUT_SHORT, cut_short
+from notebook_ext.errors import EndpointError
 from notebook_ext.following import differs
 from notebook_ext.handle import Ended, JobHandle
-from notebook_ext.types import JobStatus, StreamChunk
+from notebook_ext.protocol import Operation
+from notebook_ext.types import JobStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +34,7 @@ class Recovered:
 
     Args:
         handles: Those that are followed now, or looked for.
-        ended: Those that ended with the kernel that served their endpoint.
+        ended: Those that ended with the kernel, which served their endpoint, or read their only answer.
     """
 
     handles: list[JobHandle]
@@ -46,13 +49,17 @@ class Recovered:
         # Such as one whose key this kernel has not been given.
         mute = [handle for handle in self.handles if handle.id and handle.done and handle not in finished]
         running = len(self.handles) - len(finished) - len(unknown) - len(mute)
+        calls = [handle for handle in self.ended if handle.is_call and not handle.status.is_final]
         parts = [
             f"{running} still run{'s' if running == 1 else ''}" if running else "",
             f"{len(mute)} could not be asked ({type(mute[0].error).__name__})" if mute else "",
             f"{kept} ended since, and what came of it is kept" if kept else "",
             f"{len(expired)} expired before it could be fetched" if expired else "",
             f"{len(unknown)} may or may not have been queued" if unknown else "",
-            f"{len(self.ended)} ended with it, as it served the endpoint" if self.ended else "",
+            f"{len(self.ended) - len(calls)} ended with it, as it served the endpoint"
+            if len(self.ended) > len(calls)
+            else "",
+            f"{len(calls)} ended with it, as it read the answer" if calls else "",
         ]
         count = len(self.handles) + len(self.ended)
         jobs = f"{count} job{'' if count == 1 else 's'}"
@@ -83,7 +90,8 @@ class Recovery:
         self._watcher = watcher
         self._make = make
         self._endpoint = endpoint
-        self._handles: dict[int, JobHandle] = {}
+        # Whoever looks through a long list does not keep it: the journal does.
+        self._handles: WeakValueDictionary[int, JobHandle] = WeakValueDictionary()
 
     def recall(self, entry: Entry) -> JobHandle:
         """The handle of an entry, with all that was kept of it; the same one each time.
@@ -96,13 +104,10 @@ class Recovery:
         handle = known or self._make(entry)
         handle.job, handle.notes = entry.job, list(entry.notes)
         name, job = f"@{entry.number} on {entry.endpoint}", entry.job
-        error = job_error(job, name) if job.status.is_final else _left(name, job.status)
-        chunks: list[StreamChunk] = []
-        try:
-            chunks = self._journal.chunks(entry.number)
-        except JournalError as unreadable:  # the other jobs of a list are not to be lost with it
-            handle.note(f"its text could not be read: {unreadable}")
-        handle.recall(chunks, Ended(error), age=time.time() - entry.submitted_at)
+        error = handle.failure() if job.status.is_final else _left(name, job.status)
+        if handle.is_call and handle.is_settled:
+            error = cut_short(name, entry.notes)
+        handle.recall(Ended(error), age=time.time() - entry.submitted_at)
         self._handles[entry.number] = handle
         return handle
 
@@ -118,11 +123,14 @@ class Recovery:
             Whether there was anything to do.
         """
         entry = self._journal.get(handle.number)
-        if entry is None or entry.owner == self._journal.owner or not handle.done or handle.status.is_final:
+        if entry is None or entry.owner == self._journal.owner or not handle.done or handle.is_settled:
             return False
         if self._journal.is_alive(entry.owner) or not self._journal.claim(entry.number, entry.owner):
             handle.go_on()
             self._watcher.follow_journal(handle, self._endpoint(handle))
+        elif handle.is_call:
+            self._cut(entry)
+            return False
         else:
             self._follow(handle, entry)
         return True
@@ -138,12 +146,16 @@ class Recovery:
         return recovered
 
     def _take(self, entry: Entry, recovered: Recovered) -> None:
-        if entry.is_given_up or self._journal.is_alive(entry.owner):
+        is_call = entry.operation == Operation.OPENAI
+        if (entry.is_given_up and not is_call) or self._journal.is_alive(entry.owner):
             return
         if not self._journal.claim(entry.number, entry.owner):
             return  # another session was faster
         if entry.served:
             recovered.ended.append(self._end(entry))
+            return
+        if is_call:
+            recovered.ended.append(self._cut(entry))
             return
         handle = self.recall(entry)
         recovered.handles.append(handle)
@@ -158,10 +170,17 @@ class Recovery:
         has_gap = entry.owner is not None and entry.operation == "run"
         self._watcher.follow(handle, self._endpoint(handle), has_gap=has_gap)
 
+    def _cut(self, entry: Entry) -> JobHandle:
+        """A job that was no more than a connection of its session."""
+        cut = replace(entry.job, status=JobStatus.AMBIGUOUS, seen_at=time.time())
+        notes = entry.notes or (CUT_SHORT,)
+        self._journal.finish(entry.number, cut, notes, packs=False)
+        return self.recall(replace(entry, job=cut, notes=notes))
+
     def _end(self, entry: Entry) -> JobHandle:
         lost = replace(entry.job, status=JobStatus.LOST, seen_at=time.time())
         note = "its endpoint was served by a kernel that has ended"
-        self._journal.finish(entry.number, lost, [*entry.notes, note])
+        self._journal.finish(entry.number, lost, [*entry.notes, note], packs=False)
         return self.recall(replace(entry, job=lost, notes=(*entry.notes, note)))
 
 

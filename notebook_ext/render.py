@@ -11,8 +11,10 @@ import binascii
 import html
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+from notebook_ext import excerpts
 
 __all__ = [
     "FORMATS",
@@ -22,6 +24,7 @@ __all__ = [
     "duration",
     "error",
     "inert",
+    "left_out",
     "lines",
     "markdown",
     "no_output",
@@ -51,6 +54,8 @@ NO_OUTPUT = (
 )
 
 _TABLE_ROWS = 100
+_SAMPLE = 1_000
+"""Items of a list by which all of it is judged: looking at each of a million takes seconds."""
 _GREY = "color:var(--jp-ui-font-color2, #666);font-size:var(--jp-ui-font-size1, 13px)"
 _DATA_URL = re.compile(r"data:(?:image|audio|video)/[\w.+-]+(?:;[\w=.-]+)*;base64,", re.IGNORECASE)
 _LINK = re.compile(r"https?://[^\s<>\"'`$\\]+", re.IGNORECASE)
@@ -68,6 +73,9 @@ _MAGIC = (
     ("video/webm", rb"\x1aE\xdf\xa3"),
     ("audio/mpeg", rb"ID3|\xff[\xfb\xf3\xf2]"),
 )
+_HEAD = 1_000
+"""Characters in which those stand that tell what base64 holds, whatever blanks are between them."""
+_ENDINGS = {("audio", "mpeg"): "mp3", ("audio", "mp4"): "m4a"}
 
 
 # Text and figures
@@ -107,6 +115,22 @@ def note(text: str) -> Bundle:
     return {"text/html": f'<div style="{_GREY}">{html.escape(text)}</div>', "text/plain": text}
 
 
+def left_out(number: int, what: str, ending: str = "") -> Bundle:
+    """What stands for the part of an output that is not shown.
+
+    Args:
+        number: The job's.
+        what: How much it is, in words.
+        ending: The last lines of the output.
+    """
+    text = f"… {what}: `%endpoint export @{number} output.txt` writes the whole"
+    if not ending:
+        return note(text)
+    said = note(f"{text}. It ends:")
+    last = lines(ending, "var(--jp-ui-font-color2, #666)")
+    return {mime: f"{said[mime]}\n{last[mime]}" for mime in said}
+
+
 def lines(text: str, color: str) -> Bundle:
     """Text of ours in one colour, its lines as they are."""
     style = f"white-space:pre-wrap;margin:0;color:{color}"
@@ -121,73 +145,114 @@ def error(error: Exception) -> Bundle:
 # Outputs
 
 
-def outputs(value: Any, format: str = "auto") -> list[Bundle]:
+def outputs(value: Any, format: str = "auto", *, number: int | None = None) -> list[Bundle]:
     """Draw a job's output, several bundles where it holds several pictures.
 
     Args:
         value: Any JSON value.
         format: One of `FORMATS`. "auto" decides from the output's own shape, and never yields raw HTML;
             "html" shows the endpoint's HTML as it came, which the front end may run.
+        number: The job's; with it, what is too large for a notebook is left out, and what stands there
+            instead says how all of it is had. Pictures, sound, film and HTML that are asked for by
+            name are shown whatever their size.
 
     Raises:
         ValueError: The value cannot be shown in this format, or there is no such format.
     """
     if format == "auto":
-        return _auto(value)
+        return _auto(value, number)
     if format == "none":
         return []
     if format == "json":
-        return [_json(value)]
+        return _json(value, number)
     if format == "raw":
-        return [{"text/plain": repr(value)}]
+        return _text(repr(value), number, _plain)
     if format in ("image", "audio", "video"):
         return _media_only(value, format)
     if format == "table":
         if not _is_table(value):
             raise ValueError(f"-f table needs a list of flat objects; this output is {_what(value)}")
-        return [_table(value)]
+        return _table(value, number)
     if format not in FORMATS:
         raise ValueError(f"There is no format {format!r}; there are {', '.join(FORMATS)}")
     if not isinstance(value, str):
         raise ValueError(f"-f {format} needs text; this output is {_what(value)}")  # noqa: TRY004 - see Raises
-    return [_text_as(value, format)]
+    return _text_as(value, format, number)
 
 
-def _text_as(text: str, format: str) -> Bundle:
-    if format == "markdown":
-        return markdown(text)
-    if format == "code":
-        return {"text/markdown": inert(_fenced(text)), "text/plain": text}
+def _text_as(text: str, format: str, number: int | None) -> list[Bundle]:
     if format == "html":
-        return {"text/html": text, "text/plain": text}
+        return [{"text/html": text, "text/plain": text}]
+    return _text(text, number, {"markdown": markdown, "code": _code}.get(format, _plain))
+
+
+def _text(text: str, number: int | None, draw: Callable[[str], Bundle]) -> list[Bundle]:
+    """Text as a bundle; of a long one its beginning, and what stands for the rest."""
+    if number is None:
+        return [draw(text)]
+    cut = excerpts.Beginning()
+    shown = [draw(cut.take(text))]
+    if cut.is_cut:
+        shown.append(left_out(number, f"{excerpts.in_words(cut.left_out)} more", cut.ending))
+    return shown
+
+
+def _plain(text: str) -> Bundle:
     return {"text/plain": text}
 
 
-def _auto(value: Any) -> list[Bundle]:
-    media = list(_media(value))
+def _code(text: str, language: str = "") -> Bundle:
+    return {"text/markdown": inert(_fenced(text, language)), "text/plain": text}
+
+
+def _auto(value: Any, number: int | None) -> list[Bundle]:
+    media = list(_media(value)) if _may_have_media(value) else []
     if media:
-        return [*media, *_rest(value)]
+        return [*_fitting(media, number), *_rest(value, number)]
     if isinstance(value, str):
-        return [_json_text(value) or markdown(value)]
-    return [_table(value) if _is_table(value) else _json(value)]
+        return _json_text(value, number) or _text(value, number, markdown)
+    return _table(value, number) if _is_table(value) else _json(value, number)
 
 
-def _json_text(text: str) -> Bundle | None:
+def _json_text(text: str, number: int | None) -> list[Bundle] | None:
     """A string that is one JSON object or list, laid out; None where it is not."""
-    if text.strip()[:1] not in ("{", "["):
+    if text.lstrip()[:1] not in ("{", "["):
         return None
     try:
-        return _json(json.loads(text))
+        return _json(json.loads(text), number)
     except (ValueError, RecursionError):
         return None
 
 
-def _json(value: Any) -> Bundle:
+def _json(value: Any, number: int | None) -> list[Bundle]:
+    text = _laid_out(value, None if number is None else excerpts.TEXT)
+    shown = text if number is None else excerpts.beginning(text)
+    bundle = _code(shown, "json")
+    if number is None or shown is text:
+        return [bundle]
+    return [bundle, left_out(number, f"and more, {excerpts.in_words(_json_size(value))} of JSON in all")]
+
+
+def _laid_out(value: Any, most: int | None) -> str:
+    """A value as JSON over several lines; where `most` is given, no more than some characters beyond it."""
+    found: list[str] = []
+    length = 0
     try:
-        text = json.dumps(value, indent=2, ensure_ascii=False)
+        for part in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(value):
+            found.append(part)
+            length += len(part)
+            if most is not None and length > most:
+                break
     except (TypeError, ValueError, RecursionError):
-        text = repr(value)
-    return {"text/markdown": inert(_fenced(text, "json")), "text/plain": text}
+        return repr(value)
+    return "".join(found)
+
+
+def _json_size(value: Any) -> int:
+    try:
+        return len(json.dumps(value))
+    except (TypeError, ValueError, RecursionError):
+        return len(repr(value))
 
 
 def _fenced(text: str, language: str = "") -> str:
@@ -216,22 +281,28 @@ def _is_table(value: Any) -> bool:
             isinstance(row, Mapping)
             and row
             and not any(isinstance(cell, (Mapping, list)) for cell in row.values())
-            for row in value
+            for row in value[:_SAMPLE]
         )
     )
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> Bundle:
-    columns = list(dict.fromkeys(str(key) for row in rows for key in row))
+def _table(rows: Sequence[Mapping[str, Any]], number: int | None) -> list[Bundle]:
+    columns = list(dict.fromkeys(str(key) for row in rows[:_SAMPLE] for key in row))
     cells = [[_cell(row.get(column)) for column in columns] for row in rows[:_TABLE_ROWS]]
     lines = [columns, *cells]
+    if number is not None and sum(len(cell) for line in lines for cell in line) > excerpts.TEXT:
+        return _json(rows, number)
     marked = ["| " + " | ".join(_literal(cell) for cell in line) + " |" for line in lines]
     marked.insert(1, "|" + " --- |" * len(columns))
     more = f"{len(rows) - _TABLE_ROWS} more rows" if len(rows) > _TABLE_ROWS else ""
-    return {
-        "text/markdown": inert("\n".join(marked) + (f"\n\n… {more}" if more else "")),
-        "text/plain": aligned(lines) + (f"\n… {more}" if more else ""),
-    }
+    if more and number is not None:
+        return [*_table(rows[:_TABLE_ROWS], number), left_out(number, more)]
+    return [
+        {
+            "text/markdown": inert("\n".join(marked) + (f"\n\n… {more}" if more else "")),
+            "text/plain": aligned(lines) + (f"\n… {more}" if more else ""),
+        }
+    ]
 
 
 def _cell(value: Any) -> str:
@@ -262,6 +333,10 @@ def _media_only(value: Any, kind: str) -> list[Bundle]:
     if not found:
         raise ValueError(f"-f {kind} found no {kind} in this output, which is {_what(value)}")
     return found
+
+
+def _may_have_media(value: Any) -> bool:
+    return not isinstance(value, list) or any(True for _ in _media(value[:_SAMPLE]))
 
 
 def _media(value: Any, kind: str | None = None) -> Iterator[Bundle]:
@@ -301,15 +376,14 @@ def _named(item: Any, kind: str) -> Iterator[Bundle]:
 def _medium(text: str, kind: str) -> Bundle | None:
     """A bundle for base64 (with or without `data:...,` before it) whose first bytes are of this kind."""
     prefix = _DATA_URL.match(text)
-    data = "".join(text[prefix.end() if prefix else 0 :].split())
-    try:
-        head = base64.b64decode(data[:32], validate=True)
-    except (binascii.Error, ValueError):
+    start = prefix.end() if prefix else 0
+    mime = _mime("".join(text[start : start + _HEAD].split()))
+    if mime is None or not mime.startswith(kind):
         return None
-    mime = next((mime for mime, magic in _MAGIC if re.match(magic, head, re.DOTALL)), None)
-    if mime is None or not mime.startswith(kind) or re.fullmatch(r"[A-Za-z0-9+/]+={0,2}", data) is None:
+    data = "".join(text[start:].split())
+    if re.fullmatch(r"[A-Za-z0-9+/]+={0,2}", data) is None:
         return None
-    plain = f"{mime}, {_size(len(data) * 3 // 4)}"
+    plain = f"{mime}, {excerpts.in_words(len(data) * 3 // 4)}"
     if mime.startswith("image/"):
         return {mime: data, "text/plain": plain}
     tag = mime.partition("/")[0]
@@ -319,25 +393,41 @@ def _medium(text: str, kind: str) -> Bundle | None:
     }
 
 
-def _size(count: int) -> str:
-    return (
-        f"{count} bytes"
-        if count < 1000
-        else f"{count / 1000:.1f} kB"
-        if count < 1e6
-        else f"{count / 1e6:.1f} MB"
-    )
+def _mime(data: str) -> str | None:
+    """What base64 holds, by its first bytes."""
+    try:
+        head = base64.b64decode(data[:32], validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return next((mime for mime, magic in _MAGIC if re.match(magic, head, re.DOTALL)), None)
+
+
+def _fitting(bundles: Iterable[Bundle], number: int | None) -> Iterator[Bundle]:
+    """Pictures, sound and film, as many as a notebook should hold; of the others, how they are had."""
+    room = excerpts.MEDIA
+    for bundle in bundles:
+        taken = sum(map(len, bundle.values()))
+        if number is None or taken <= room:
+            room -= taken
+            yield bundle
+        else:
+            kind, _, subtype = bundle["text/plain"].partition(",")[0].partition("/")
+            yield note(
+                f"{bundle['text/plain']}, is not put into the notebook: `%endpoint export @{number} "
+                f"output.{_ENDINGS.get((kind, subtype), subtype)}` writes it to a file, "
+                f"`%endpoint show @{number} -f {kind}` shows it here"
+            )
 
 
 def _link(name: str, address: str) -> Bundle:
     return {"text/markdown": inert(f"{_literal(name)}: <{address}>"), "text/plain": f"{name}: {address}"}
 
 
-def _rest(value: Any) -> list[Bundle]:
+def _rest(value: Any, number: int | None) -> list[Bundle]:
     """What stood beside the pictures, as worker-comfyui's `errors`."""
     if not isinstance(value, Mapping):
         return []
     rest = {key: item for key, item in value.items() if key not in ("filename", "type")}
     kind = value.get("type")
     rest = {key: item for key, item in rest.items() if not list(_media({key: item, "type": kind}))}
-    return [_json(rest)] if rest else []
+    return _json(rest, number) if rest else []

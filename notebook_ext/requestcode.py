@@ -15,11 +15,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from notebook_ext import providers
+from notebook_ext.completions import chat_request
 from notebook_ext.errors import InputError
 from notebook_ext.protocol import JobRequest, Operation
 from notebook_ext.types import ExecutionPolicy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from notebook_ext.connection import Connection, Submission
     from notebook_ext.entry import Entry
 
@@ -49,18 +52,31 @@ class _Request:
         return self.entry.operation == "runsync"
 
     @property
+    def is_chat(self) -> bool:
+        return self.entry.operation == Operation.OPENAI
+
+    @property
     def policy(self) -> dict[str, Any]:
         return {name: value for name, value in self.entry.options.items() if name != "webhook"}
 
     @property
     def url(self) -> str:
-        route = self.provider.route(Operation.RUNSYNC if self.is_sync else Operation.RUN)
+        route = self.provider.route(Operation(self.entry.operation))
         return f"{self.provider.base_url}{route.fill(self.entry.endpoint_id)}"
 
     @property
     def body(self) -> dict[str, Any]:
+        if self.is_chat:
+            return chat_request(self.entry.input, self._model)
         request = JobRequest(self.entry.input, ExecutionPolicy(**self.policy))
         return request.to_json(self.provider.dialect, queued=not self.is_sync)
+
+    @property
+    def _model(self) -> str | None:
+        """The one that was found where none was named, as the answer tells it."""
+        output = self.entry.job.output
+        model = output.get("model") if self.is_chat and isinstance(output, dict) else None
+        return model if isinstance(model, str) else None
 
     @property
     def remarks(self) -> list[str]:
@@ -85,8 +101,7 @@ def python(entry: Entry) -> str:
         names.append("ExecutionPolicy")
     if not request.is_sync:
         names.append("StreamChunk")
-    what = "run_sync" if request.is_sync else "run"
-    call = f"job = await endpoint.{what}({', '.join(arguments)})"
+    asking, ending = _steps(request, ", ".join(arguments))
     before, place = _place(request)
     where = f"provider={place!r}, api_key=os.environ[{request.key!r}]"
     return "\n".join(
@@ -94,7 +109,7 @@ def python(entry: Entry) -> str:
             f'"""What @{entry.number} asked of the endpoint {entry.endpoint_id}, asked again."""',
             "",
             "import asyncio",
-            "import json",
+            *([] if request.is_chat else ["import json"]),
             "import os",
             *([] if request.is_sync else ["import sys"]),
             "",
@@ -107,8 +122,8 @@ def python(entry: Entry) -> str:
             "",
             "async def main():",
             f"    async with Endpoint({entry.endpoint_id!r}, {where}) as endpoint:",
-            *(f"        {line}" for line in ([call] if request.is_sync else [call, *_FOLLOW])),
-            *(f"    {line}" for line in ([_PRINT] if request.is_sync else _END)),
+            *(f"        {line}" for line in asking),
+            *(f"    {line}" for line in ending),
             "",
             "",
             "asyncio.run(main())",
@@ -116,6 +131,23 @@ def python(entry: Entry) -> str:
     )
 
 
+def _steps(request: _Request, arguments: str) -> tuple[Sequence[str], Sequence[str]]:
+    """What is done with the endpoint, and what then."""
+    if request.is_chat:
+        return (f"async for event in endpoint.chat({arguments}):", *_PRINT_WORDS), _FAIL
+    if request.is_sync:
+        return (f"job = await endpoint.run_sync({arguments})",), (_PRINT,)
+    return (f"job = await endpoint.run({arguments})", *_FOLLOW), (*_FAIL, *_PRINT_UNSEEN)
+
+
+_PRINT_WORDS = (
+    "    if not isinstance(event, StreamChunk):",
+    "        job = event",
+    "        continue",
+    '    for choice in event.output.get("choices", []):',
+    '        said = choice.get("delta") or choice.get("message") or {}',
+    '        print(said.get("content") or "", end="", flush=True)',
+)
 _PRINT = "print(json.dumps(job.output, indent=2, ensure_ascii=False))"
 _FOLLOW = (
     "is_streamed = False",
@@ -126,12 +158,8 @@ _FOLLOW = (
     "    else:",
     "        job = event",
 )
-_END = (
-    'if job.status != "COMPLETED":',
-    '    sys.exit(f"{job.status}: {job.error}")',
-    "if not is_streamed:",
-    f"    {_PRINT}",
-)
+_FAIL = ('if job.status != "COMPLETED":', '    sys.exit(f"{job.status}: {job.error}")')
+_PRINT_UNSEEN = ("if not is_streamed:", f"    {_PRINT}")
 
 
 def curl(entry: Entry) -> str:
@@ -223,10 +251,17 @@ def _unwritable() -> InputError:
 def dry_run(connection: Connection, submission: Submission, kind: str, profile: str) -> str:
     """The exact request, without its secrets."""
     provider = connection.provider
-    route = provider.route(Operation.RUNSYNC if submission.sync else Operation.RUN)
+    route, unnamed = provider.route(submission.operation), ""
     hidden = {"[not shown]": ""} if submission.s3_config else None
     request = JobRequest(submission.input, submission.policy, submission.webhook, None, hidden)
-    document = request.to_json(provider.dialect, queued=not submission.sync)
+    if submission.route is None:
+        document = request.to_json(provider.dialect, queued=not submission.sync)
+    else:
+        document = chat_request(submission.input)
+        if "model" not in document:
+            models = provider.route(Operation.MODELS)
+            place = f"{provider.base_url}{models.fill(connection.endpoint.id)}"
+            unnamed = f"its model will be the one that {models.method} {place} tells; "
     try:
         body = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -234,5 +269,5 @@ def dry_run(connection: Connection, submission: Submission, kind: str, profile: 
     return (
         f"{route.method} {provider.base_url}{route.fill(connection.endpoint.id)}\n"
         "Authorization: Bearer [key]\nContent-Type: application/json\n\n"
-        f"{body}\n\n(body read as {kind}, profile {profile}; nothing was sent)"
+        f"{body}\n\n(body read as {kind}, profile {profile}; {unnamed}nothing was sent)"
     )

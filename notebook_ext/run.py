@@ -7,13 +7,14 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from notebook_ext.streamed import Streamed
 from notebook_ext.types import JobStatus
 
 if TYPE_CHECKING:
     from notebook_ext.handle import Ended
     from notebook_ext.types import StreamChunk
 
-__all__ = ["News", "Run", "news", "tell"]
+__all__ = ["OVER", "News", "Run", "news", "tell"]
 
 ONE_ANSWER = 0.01
 """Seconds within which what was seen came in one answer, and says nothing of the time between."""
@@ -34,14 +35,19 @@ def tell(future: News) -> None:
         future.set_result(None)
 
 
+OVER = news()
+"""What is known already: of the many runs of a long list nobody waits for anything."""
+tell(OVER)
+
+
 @dataclass(slots=True, eq=False)
 class Run:
     """What was seen of a run; its moments are seconds since it was submitted.
 
     Args:
+        streamed: What was streamed.
         started: When it was submitted, on the monotonic clock.
         is_queued: Whether it was seen in the queue: only then can its beginning be seen.
-        chunks: What was streamed.
         is_recalled: Whether it began before anybody here looked: nobody knows when its chunks came.
         began: When it was first seen to run; None where it was not seen to begin.
         first_chunk: When the first chunk came.
@@ -52,9 +58,9 @@ class Run:
         id_known: Whether its id is known, or surely will not be.
     """
 
+    streamed: Streamed = field(default_factory=Streamed)
     started: float = field(default_factory=time.monotonic)
     is_queued: bool = True
-    chunks: list[StreamChunk] = field(default_factory=list)
     is_recalled: bool = False
     began: float | None = None
     first_chunk: float | None = None
@@ -77,7 +83,7 @@ class Run:
         self.last_chunk = at
         if self.first_chunk is None:
             self.first_chunk = at
-        self.chunks.append(chunk)
+        self.streamed.append(chunk)
 
     def _begin(self, at: float) -> None:
         if self.is_queued and self.began is None:
@@ -100,11 +106,15 @@ class Run:
     @property
     def chunk_rate(self) -> float | None:
         """Chunks per second since the first one; None before the second."""
+        seconds = self.streaming_time
+        return None if seconds is None else (len(self.streamed) - 1) / seconds
+
+    @property
+    def streaming_time(self) -> float | None:
+        """Seconds from the first chunk to the newest; None before the second."""
         if self.is_recalled or self.first_chunk is None or self.last_chunk is None:
             return None
-        if self.last_chunk <= self.first_chunk:
-            return None
-        return (len(self.chunks) - 1) / (self.last_chunk - self.first_chunk)
+        return self.last_chunk - self.first_chunk or None
 
     def change(self) -> None:
         """Wake whoever waits for anything new."""

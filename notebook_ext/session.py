@@ -29,7 +29,7 @@ from notebook_ext.journal_path import default_path
 from notebook_ext.loop import LoopThread
 from notebook_ext.protocol import Operation
 from notebook_ext.recovery import Recovered, Recovery
-from notebook_ext.types import Job, JobStatus
+from notebook_ext.types import ExecutionPolicy, Job, JobStatus
 from notebook_ext.watcher import COLLECT_EVERY, Watcher
 
 if TYPE_CHECKING:
@@ -146,8 +146,8 @@ class Session:
             key_variable=connection.provider.key_variable,
             served=connection.served,
             detached=submission.detached,
-            operation="runsync" if submission.sync else "run",
-            profile=profile or connection.profile,
+            operation=submission.operation,
+            profile=submission.route or profile or connection.profile,
             rate=connection.rate,
             input=submission.input,
             options=submission.options(),
@@ -171,7 +171,9 @@ class Session:
             served=entry.served,
             detached=entry.detached,
             body_hash=entry.body_hash,
-            has_retry=Operation.RETRY in providers.PROVIDERS.get(entry.provider, providers.RUNPOD).routes,
+            policy=_policy(entry),
+            has_retry=entry.operation != Operation.OPENAI
+            and Operation.RETRY in providers.PROVIDERS.get(entry.provider, providers.RUNPOD).routes,
         )
 
     def adopt(self, connection: Connection, job_id: str) -> JobHandle:
@@ -286,7 +288,7 @@ class Session:
         return recovered
 
     def _take_over(self) -> Recovered:
-        from notebook_ext.limits import in_background
+        from notebook_ext.pacing import in_background
 
         with in_background():  # nobody looks at these just now
             return self._recovery.take_over()
@@ -513,6 +515,13 @@ class Session:
     async def _close(self) -> None:
         await self._watcher.close()
         await self.endpoints.close()
+
+
+def _policy(entry: Entry) -> ExecutionPolicy:
+    """The server's clocks that a job was given, as far as the journal knows."""
+    return ExecutionPolicy(
+        execution_timeout=entry.options.get("execution_timeout"), ttl=entry.options.get("ttl")
+    )
 
 
 def _wait(future: concurrent.futures.Future[Any], timeout: float | None) -> bool:

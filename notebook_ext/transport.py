@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Mapping
 
-__all__ = ["Connections", "make_client"]
+__all__ = ["Connections", "make_client", "make_streaming_client", "whole"]
 
 MAX_CONNECTIONS = 256
 KEEP_ALIVE = 60.0
+CRASHED = 500
+"""The status after which Python's web servers close the connection without saying so."""
 
 
 def make_client(
@@ -57,6 +59,30 @@ def make_client(
         )
     connections = Connections(max_connections=max_connections, max_body=MAX_BODY)
     return Client(base_url, headers, timeout, connections)
+
+
+def make_streaming_client(base_url: str) -> httpx.AsyncClient:
+    """A client over httpx's own transport, whose answers can be read while they come.
+
+    Each exchange has a connection of its own: closing that is how it is stopped, and none is used
+    that the server may be closing just then.
+
+    Args:
+        base_url: Where all of its requests go.
+    """
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    return httpx.AsyncClient(
+        base_url=base_url,
+        headers={"Accept-Encoding": "identity"},
+        limits=limits,
+        verify=ssl_context(),
+        trust_env=_proxy_applies(httpx.URL(base_url)),
+    )
+
+
+async def whole(response: httpx.Response) -> httpx.Response:
+    """An answer that was not read yet, with its body, which is bounded."""
+    return _unpacked(response, await _bounded_body(response))
 
 
 class Client(httpx.AsyncClient):
@@ -258,7 +284,10 @@ class Connections(httpx.AsyncBaseTransport):
             except BaseException:  # cancellation too: what is half read is never used again
                 connection.abort()
                 raise
-            self._release(origin, connection)
+            if answer.status_code == CRASHED:
+                connection.abort()
+            else:
+                self._release(origin, connection)
             return answer
         finally:
             self._busy -= 1

@@ -18,7 +18,6 @@ from notebook_ext import (
     exports,
     footer,
     grammar,
-    profiles,
     prompts,
     render,
     requestcode,
@@ -188,7 +187,7 @@ class Verbs:
                 "job's handle instead"
             )
         connection = self._connection(arguments)
-        profile = profiles.get(arguments.text("profile") or connection.profile)
+        profile = arguments.profile(connection.profile)
         kind, submission = arguments.submission(profile, sync=sync, cell=self._cell_id())
         timeout = arguments.limit("timeout")
         if command.arguments.dry_run:
@@ -300,7 +299,13 @@ class Verbs:
         if handle.never_submitted and handle.error is not None:
             raise handle.error
         job = self.session.look(handle)
-        self._front_end.cell().show(footer.job(replace(job, endpoint=handle.endpoint), handle.number))
+        self._front_end.cell().show(
+            footer.job(replace(job, endpoint=handle.endpoint), handle.number, handle.notes)
+        )
+        if handle.is_call:
+            self._print("The OpenAI route has no status to ask for: this is what was seen here.")
+        elif job.status.is_final and not job.id:
+            self._print(f"{handle.endpoint} gave it no id to ask by: this is what its only answer told.")
         if log := self.session.log(handle):
             self._print(f"What its handler printed:\n{log.rstrip()}")
         return self._as_shown(job)
@@ -408,7 +413,7 @@ class Verbs:
             code = self._memory.code(self._handle(command.arguments.job, arguments), command)
         if (file := arguments.text("to")) is not None:
             path = Path(file).expanduser()
-            exports.place(code.encode(), path, force=command.arguments.force)
+            exports.place([code.encode()], path, force=command.arguments.force)
             self._print(f"{path} is written")
         elif command.arguments.cell and not self._front_end.is_headless:
             self._shell.set_next_input(code)

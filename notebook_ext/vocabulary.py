@@ -16,11 +16,12 @@ from notebook_ext.render import FORMATS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["ALIASES", "FORMATS", "HANDLERS", "PANELS", "REPLAY_MODES", "VERBS", "Verb"]
+__all__ = ["ALIASES", "FORMATS", "HANDLERS", "PANELS", "REPLAY_MODES", "ROUTES", "VERBS", "Verb"]
 
 PANELS = ("prompt", "jobs", "health")
 REPLAY_MODES = ("auto", "only", "off")
 """Answer from the journal what it has; nothing but what it has; nothing."""
+ROUTES = ("openai",)
 HANDLERS = ("echo", "chat", "image", "openai", "sleep", "fail")
 
 
@@ -154,6 +155,7 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     _name(parser)
     parser.add_argument("--handler", metavar="FUNC", help=f"a function, or a built-in: {', '.join(HANDLERS)}")
     parser.add_argument("--workers", metavar="N", default="1", help="jobs that run at the same time (1)")
+    _serve_outside(parser)
     parser.add_argument(
         "--port", metavar="P", default="0", help="port of the first one served; 0 takes a free one"
     )
@@ -173,6 +175,33 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--expire", metavar="TIME", help="rehearse: results are gone so long after the end")
     parser.add_argument("--rate-limit", metavar="N", help="rehearse: 429 beyond N requests in 10 s")
     parser.add_argument("--stop", action="store_true", help="serve it no longer")
+
+
+def _serve_outside(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "workers in processes of their own, as runpod.serverless.start has them"
+    )
+    group.add_argument("--external", action="store_true", help="let them attach, and say how")
+    group.add_argument(
+        "--start", metavar="CMD", help='keep so many of them running, such as "python handler.py"'
+    )
+    group.add_argument(
+        "--on-lost",
+        default="requeue",
+        choices=("requeue", "fail"),
+        help="the job of one that is lost is queued once more (requeue), or fails",
+    )
+    group.add_argument("--lost-after", metavar="TIME", help="silence after which one is lost (30s)")
+    group.add_argument(
+        "--bind", metavar="ADDRESS", help="also listen there, without TLS, for containers or other machines"
+    )
+    group.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also answer to that name; repeatable; workers outside are given the first",
+    )
 
 
 def _input(parser: argparse.ArgumentParser) -> None:
@@ -207,6 +236,16 @@ def _input(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--top-p", metavar="X", help="nucleus sampling")
     sampling.add_argument("--seed", metavar="N", help="seed")
     sampling.add_argument("--stop", action="append", default=[], metavar="TEXT", help="stop text; repeatable")
+
+
+def _route(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--route",
+        choices=ROUTES,
+        metavar="ROUTE",
+        help="openai: ask /openai/v1/chat/completions, with server-sent events, whatever the profile; "
+        "where no -m names the model as it was deployed, the endpoint is asked once for its only one",
+    )
 
 
 def _policy(parser: argparse.ArgumentParser) -> None:
@@ -371,7 +410,7 @@ VERBS: Mapping[str, Verb] = {
             "run",
             "Submit a job with /run, stream what comes, and wait for its end.",
             "%%endpoint run demo --max-tokens 60 -o job\nExplain queues to {{ audience }}.",
-            _RUN,
+            (*_RUN, _route),
             takes="endpoint",
             cell=True,
             prompts=True,

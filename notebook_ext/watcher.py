@@ -9,6 +9,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from notebook_ext.calls import CUT_SHORT, Calls, cut_short
+from notebook_ext.clocks import RUNSYNC_HOLD, STREAM_HOLD
 from notebook_ext.errors import (
     AnswerLost,
     EndpointError,
@@ -17,11 +19,12 @@ from notebook_ext.errors import (
     JournalError,
     ProtocolError,
     ServerError,
-    job_error,
 )
 from notebook_ext.following import TRANSIENT, Following, Patience, differs
-from notebook_ext.handle import Ended, JobHandle, Stopped
+from notebook_ext.handle import HUNG_UP, Ended, JobHandle, Stopped
 from notebook_ext.keeping import ChunkWriter, Keeper
+from notebook_ext.mending import Received
+from notebook_ext.pacing import telling_pauses
 from notebook_ext.protocol import Operation
 from notebook_ext.queueing import QueueWatch
 from notebook_ext.stopping import stop
@@ -41,10 +44,6 @@ _log = logging.getLogger(__name__)
 
 _PERHAPS_QUEUED = (AnswerLost, ServerError, ProtocolError)
 
-RUNSYNC_HOLD = 5.0
-"""Seconds that one `/runsync` may be held while a cell waits, so that an id to cancel is known soon."""
-STREAM_HOLD = 10.0
-"""Seconds that the server may hold one answer of a stream that is followed again."""
 LOOKING = 2.0
 """Seconds to wait, after a look at a job that has ended, for its follower to come to its end too."""
 LEAVING = 0.3
@@ -55,6 +54,9 @@ JOURNAL_EVERY = 0.25
 """Seconds between two looks at what another session has written of a job."""
 OWNER_EVERY = 2.0
 """Seconds between two looks at whether the session that follows a job is still there."""
+SERVER_ENDED = "its endpoint was served by a kernel that has ended"
+TOLD_PAUSE = 1.0
+"""Seconds of waiting for a server that has too many requests from which on they are told at the end."""
 COLLECT_EVERY = 60.0
 """Seconds until a job that could no longer be followed is looked for again, so that its result is kept."""
 
@@ -73,6 +75,7 @@ class Watcher:
         self._tasks: set[asyncio.Task[EndpointError | None]] = set()
         self._keeper = Keeper(journal)
         self._queues = QueueWatch(journal, self._keeper)
+        self._calls = Calls(journal, self._keeper, self._queues)
         self._left_whole: set[int] = set()  # nothing of these was lost when they were left
 
     def submit(self, handle: JobHandle, endpoint: Endpoint, submission: Submission) -> None:
@@ -105,9 +108,9 @@ class Watcher:
         """
         if not handle.done or handle.is_over:
             return False
-        has_gap = isinstance(handle.error, AnswerLost)
+        losses = int(isinstance(handle.error, AnswerLost))
         handle.go_on()
-        self._start(handle, self._follow(handle, endpoint, has_gap=has_gap))
+        self._start(handle, self._follow(handle, endpoint, losses=losses))
         return True
 
     def retry(
@@ -143,13 +146,15 @@ class Watcher:
             fate = "it ended with its endpoint, which was served here"
             self._keeper.saw(handle, replace(handle.job, status=JobStatus.LOST, seen_at=time.time()))
         else:
-            fate = "the job itself may go on"
+            fate = HUNG_UP if handle.is_call else "the job itself may go on"
             self._keeper.doubt(handle)
+        if handle.is_call:
+            handle.note(HUNG_UP)
         error = EndpointError(
             f"the session closed while @{handle.number} was {was}: {fate}", job_id=handle.id or None
         )
         handle.saw(Ended(error))
-        if handle.status.is_final and not was.is_final:
+        if handle.is_settled and not was.is_final:
             self._keeper.finish(handle)
         elif handle.number in self._left_whole:
             self._keeper.release(handle)
@@ -164,13 +169,16 @@ class Watcher:
                 return
             bug = task.exception()
             error = task.result() if bug is None else self._broken(handle, bug)
-            if handle.status.is_final:
+            if handle.paused_for >= TOLD_PAUSE:
+                handle.note(f"rate limited: waited {handle.paused_for:.0f} s")
+            if handle.is_settled:
                 self._keeper.finish(handle)
             handle.saw(Ended(error))
             if not handle.is_over:
                 self._gave_up(handle)
 
-        task = asyncio.get_running_loop().create_task(work)
+        with telling_pauses(handle.paused):
+            task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)  # the loop itself keeps only a weak reference
         task.add_done_callback(ended)
 
@@ -184,6 +192,8 @@ class Watcher:
     async def _submit(
         self, handle: JobHandle, endpoint: Endpoint, submission: Submission
     ) -> EndpointError | None:
+        if submission.route is not None:
+            return await self._calls.make(handle, endpoint, submission.input)
         options: dict[str, Any] = {
             "policy": submission.policy,
             "webhook": submission.webhook,
@@ -234,7 +244,7 @@ class Watcher:
                     self._take_in(handle, entry)
                     version = newest
                 if handle.status.is_final:
-                    return _error(handle)
+                    return handle.failure()
                 if entry is not None and time.monotonic() - looked >= OWNER_EVERY:
                     looked = time.monotonic()
                     if not self._journal.is_alive(entry.owner) and self._journal.claim(
@@ -246,8 +256,9 @@ class Watcher:
 
     def _take_in(self, handle: JobHandle, entry: Entry) -> None:
         """Tell a handle what another session has written of its job."""
-        for chunk in self._journal.chunks(handle.number, len(handle.streamed())):
+        for chunk in self._journal.each_chunk(handle.number, handle.streamed_count):
             handle.saw(chunk)
+        handle.kept(handle.streamed_count)
         if entry.job.status.is_final:
             handle.notes.extend(note for note in entry.notes if note not in handle.notes)
         if differs(handle.job, entry.job):
@@ -256,9 +267,14 @@ class Watcher:
     async def _inherit(self, handle: JobHandle, endpoint: Endpoint, entry: Entry) -> EndpointError | None:
         """Follow a job whose session is gone."""
         if entry.served:
-            handle.note("its endpoint was served by a kernel that has ended")
+            handle.note(SERVER_ENDED)
             self._keeper.saw(handle, replace(handle.job, status=JobStatus.LOST, seen_at=time.time()))
-            return _error(handle)
+            return handle.failure()
+        if handle.is_call:
+            for note in entry.notes or (CUT_SHORT,):
+                handle.note(note)
+            self._keeper.doubt(handle)
+            return cut_short(f"@{handle.number} on {handle.endpoint}", handle.notes)
         if not handle.id:
             return await self._look_for(handle, endpoint)
         return await self._follow(handle, endpoint, has_gap=entry.owner is not None)
@@ -303,23 +319,22 @@ class Watcher:
             return job
 
     async def _follow(
-        self, handle: JobHandle, endpoint: Endpoint, *, has_gap: bool = False
+        self, handle: JobHandle, endpoint: Endpoint, *, losses: int = 0, has_gap: bool = False
     ) -> EndpointError | None:
         """The watcher: the one reader of a job, from its id to its end."""
         chunks = self._keeper.chunks(handle)
         reasons = asyncio.ensure_future(self._queues.watch(handle, endpoint))
         try:
             if not handle.status.is_final:
-                await self._read(handle, endpoint, chunks, has_gap=has_gap)
-            return _error(handle)
+                await self._read(handle, endpoint, chunks, losses=losses, has_gap=has_gap)
+            return handle.failure()
         except AnswerLost as lost:
             if handle.status.is_final:
-                handle.note("text may be missing: answers were lost on the way")
-                return _error(handle)
+                return handle.failure()
             return lost
         except JobLost as lost:
             self._keeper.saw(handle, lost.job)
-            return _error(handle)
+            return handle.failure()
         except EndpointError as failure:
             return failure
         finally:
@@ -327,9 +342,10 @@ class Watcher:
             self._keeper.write(handle, chunks.flush)
 
     async def _read(
-        self, handle: JobHandle, endpoint: Endpoint, chunks: ChunkWriter, *, has_gap: bool
+        self, handle: JobHandle, endpoint: Endpoint, chunks: ChunkWriter, *, losses: int, has_gap: bool
     ) -> None:
-        if handle.operation == "runsync":
+        routes = endpoint.provider.routes
+        if handle.operation == "runsync" and Operation.STATUS_SYNC in routes:
             patience = Patience(f"@{handle.number} on {handle.endpoint}", handle.id)
             while not handle.status.is_final:
                 try:
@@ -338,11 +354,10 @@ class Watcher:
                 except TRANSIENT as error:
                     await patience.after(error)
             return
-        if Operation.STREAM not in endpoint.provider.routes:
+        if Operation.STREAM not in routes:
             await self._read_events(handle, endpoint.follow(handle.id), chunks)
             return
-        seen = len(handle.streamed())
-        if has_gap and not seen:
+        if has_gap and not handle.streamed_count:
             with contextlib.suppress(*TRANSIENT):  # nobody can have read what has not begun
                 has_gap = (await endpoint.status(handle.id)).status is not JobStatus.IN_QUEUE
         following = Following(
@@ -350,7 +365,8 @@ class Watcher:
             handle.id,
             hold=STREAM_HOLD,
             look=True,
-            first_index=seen,
+            received=Received(chunk.output for chunk in handle.each_streamed()),
+            losses=losses,
             has_gap=has_gap,
             grace=LEAVING,
         )
@@ -360,6 +376,9 @@ class Watcher:
             if not following.has_gap:
                 self._left_whole.add(handle.number)
             raise
+        finally:
+            if following.note:
+                handle.note(following.note)
 
     async def _read_events(
         self, handle: JobHandle, source: AsyncGenerator[StreamChunk | Job], chunks: ChunkWriter
@@ -383,7 +402,7 @@ class Watcher:
             endpoint: Where it is.
             resume: Follows it again, where nobody does: it has more to tell than its state.
         """
-        if not handle.id:
+        if not handle.id or self._is_orphan(handle):
             return handle.job
         try:
             job = await endpoint.status(handle.id)
@@ -403,8 +422,21 @@ class Watcher:
                 await handle.ended()
         return job
 
+    def _is_orphan(self, handle: JobHandle) -> bool:
+        """Whether the kernel that served its endpoint has ended: nobody is there to be asked."""
+        entry = self._journal.get(handle.number) if handle.served else None
+        if entry is None or self._journal.is_alive(entry.owner):
+            return False
+        if not handle.status.is_final and self._journal.claim(handle.number, entry.owner):
+            handle.note(SERVER_ENDED)
+            self._keeper.saw(handle, replace(handle.job, status=JobStatus.LOST, seen_at=time.time()))
+            self._keeper.finish(handle)
+        return True
+
     async def stop(self, handle: JobHandle, endpoint: Endpoint) -> Stopped:
         """Stop a remote job, and see that it has stopped."""
+        if handle.is_call:
+            return await self._calls.hang_up(handle)
         return await stop(handle, endpoint, self._keeper)
 
 
@@ -428,7 +460,3 @@ def _told(strangers: list[Job]) -> str:
     ids = ", ".join(job.id for job in strangers[:3])
     more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
     return f"the provider's list has {ids}{more}, which this journal does not know"
-
-
-def _error(handle: JobHandle) -> EndpointError | None:
-    return job_error(handle.job, f"@{handle.number} on {handle.endpoint}")

@@ -31,10 +31,16 @@ FOREIGN_KEYS = ("RUNPOD_API_KEY", "TENSORONE_API_KEY", "TENSORONE_BASE_URL")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pictures", action="store_true", help="make the README's pictures anew")
-    parser.addoption("--full-size", action="store_true", help="read a journal of 1,000,000 chunks")
+    parser.addoption("--full-size", action="store_true", help="read a journal of 1,000,000 chunks, stream 100 MB")
     parser.addoption("--write-faults", action="store_true", help="write FAULTS.md anew")
     parser.addoption("--fuzz", type=int, default=2_000, help="so many broken answers to a real client")
     parser.addoption("--kills", type=int, help="kill so many kernels, and print what became of their jobs")
+    parser.addoption(
+        "--load",
+        type=float,
+        metavar="MINUTES",
+        help="load a server for so long, and print what became of all jobs",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -60,6 +66,7 @@ def isolated_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         for name in (
             "NOTEBOOK_EXT_CONFIG",
             "NOTEBOOK_EXT_JOURNAL",
+            "NOTEBOOK_EXT_WORKERS",
             "IPYTHONDIR",
             "JUPYTER_CONFIG_DIR",
             "JUPYTER_DATA_DIR",
@@ -74,6 +81,7 @@ def isolated(isolated_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Each test saves its endpoints in a folder of its own, and finds none above where it runs."""
     monkeypatch.setenv("NOTEBOOK_EXT_CONFIG", str(tmp_path / "config"))
     monkeypatch.setenv("NOTEBOOK_EXT_JOURNAL", str(tmp_path / "journal.db"))
+    monkeypatch.setenv("NOTEBOOK_EXT_WORKERS", str(tmp_path / "workers"))
     monkeypatch.chdir(tmp_path)
 
 

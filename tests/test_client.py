@@ -857,7 +857,7 @@ def test_a_server_that_does_not_hold_is_not_hammered() -> None:
                 async with asyncio.timeout(1.2):
                     while True:
                         await endpoint.status_sync("j")
-            assert 2 <= server.count("status-sync") <= 3
+            assert 5 <= server.count("status-sync") <= 50  # each time a tenth of the time later
 
     asyncio.run(scenario())
 

@@ -14,7 +14,8 @@ import pytest
 
 from notebook_ext import limits as limits_module
 from notebook_ext import transport
-from notebook_ext.limits import Limits, in_background
+from notebook_ext.limits import Limits
+from notebook_ext.pacing import in_background
 from notebook_ext.protocol import Operation
 from notebook_ext.providers import Limit
 

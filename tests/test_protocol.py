@@ -14,6 +14,7 @@ from notebook_ext.protocol import (
     RUNPOD_ROUTES,
     TENSORONE_REST_DIALECT,
     TENSORONE_REST_ROUTES,
+    TENSORONE_ROUTES,
     JobRequest,
     Operation,
     chunks_to_json,
@@ -38,7 +39,8 @@ def test_every_operation_has_its_documented_route() -> None:
     assert filled[Operation.STATUS] == "/ep/status/job"
     assert filled[Operation.PURGE_QUEUE] == "/ep/purge-queue"
     posts = {operation.value for operation in Operation if RUNPOD_ROUTES[operation].method == "POST"}
-    assert posts == {"run", "runsync", "cancel", "retry", "purge-queue"}
+    assert posts == {"run", "runsync", "cancel", "retry", "purge-queue", "openai"}
+    assert set(TENSORONE_ROUTES) == {"run", "runsync", "status", "stream", "cancel", "purge-queue", "health"}
     assert TENSORONE_REST_ROUTES[Operation.STATUS].fill("ep", "job") == "/jobs/job/status"
     assert TENSORONE_REST_ROUTES[Operation.RUN].fill("ep") == "/endpoints/ep/runasync"
 

@@ -211,7 +211,7 @@ def test_another_dialect_has_its_own_route_and_fields():
     assert curl_body(command) == {
         "input": {"a": 1}, "async": True, "priority": "low",
     }  # fmt: skip
-    assert curl_body(requestcode.curl(replace(known, operation="runsync"))).get("async") is None
+    assert curl_body(requestcode.curl(replace(known, operation="runsync", options={}))).get("async") is None
     program = requestcode.python(known)
     assert "provider='tensorone-rest'" in program
     assert "policy=ExecutionPolicy(low_priority=True)" in program

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from notebook_ext.run import ONE_ANSWER, Run
+from notebook_ext.streamed import Streamed
 from notebook_ext.types import JobStatus, StreamChunk
 
 CHUNK = StreamChunk("a", 0)
@@ -46,7 +47,8 @@ def test_a_run_that_was_not_seen_in_the_queue_has_no_beginning_that_is_known():
 
 
 def test_chunks_that_were_there_before_have_no_times():
-    run = Run(chunks=[CHUNK], is_recalled=True)
+    run = Run(Streamed(lambda first: [CHUNK], is_recalled=True), is_recalled=True)
+    assert len(run.streamed) == 1
     run.saw_chunk(CHUNK, 6.0)
     run.saw_chunk(CHUNK, 8.0)
     assert run.first_token(1.0) is None

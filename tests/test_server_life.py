@@ -296,7 +296,11 @@ def test_the_token_from_the_environment_is_not_printed(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         ([], "required"),
-        (["demo"], "'demo' is not NAME=FILE.py:FUNCTION"),
+        (["demo=echo", "--start", "python worker.py"], "--start is for an endpoint without a handler"),
+        (["demo", "--start", "'"], "command cannot be read"),
+        (["demo", "--on-lost", "forget"], "'requeue' or 'fail'"),
+        (["demo=echo", "--bind", "nowhere"], "'nowhere' is no address"),
+        (["demo=echo", "--allow-host", "a/b"], "'a/b' is no host name"),
         (["demo="], "is not NAME="),
         (["demo=ecco"], "did you mean 'echo'"),
         (["demo=nowhere.py:f"], "no file 'nowhere.py'"),

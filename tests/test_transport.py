@@ -201,8 +201,16 @@ def test_an_answer_in_small_pieces(step: int) -> None:
         b"HTTP/1.1 200 OK\r\nKeep-Alive: timeout=1, max=100\r\nContent-Length: 2\r\n\r\nok",
         WHOLE + WHOLE.replace(b"ok", b"no"),
         WHOLE + b"garbage that nobody asked for\r\n\r\n",
+        b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\nok",
     ],
-    ids=["Connection: close", "HTTP/1.0", "Keep-Alive about to end", "a second answer", "garbage behind it"],
+    ids=[
+        "Connection: close",
+        "HTTP/1.0",
+        "Keep-Alive about to end",
+        "a second answer",
+        "garbage behind it",
+        "a crash behind it",
+    ],
 )
 def test_answers_that_end_their_connection(data: bytes) -> None:
     async def main() -> None:

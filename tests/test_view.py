@@ -107,6 +107,21 @@ def test_counters_that_are_old_are_no_reason(later, known):
     assert (strip.views[-1].reason != "") is known
 
 
+def test_a_job_whose_server_has_too_many_requests_says_for_how_long_it_waits():
+    async def scenario():
+        strip, handle = Strip(), job("IN_PROGRESS")
+        view = view_of(handle, strip)
+        handle.paused(3.4)
+        view.start()
+        assert strip.views[-1].reason == "rate limited, waiting 3 s"
+        handle.paused(0.0)
+        handle.saw(Ended(None))
+        assert handle.pause_left == 0.0
+        assert 3.3 < handle.paused_for < 3.5
+
+    asyncio.run(scenario())
+
+
 def test_times_tick_twice_a_second_until_the_end():
     handle, strip = job(), Strip()
     view = view_of(handle, strip)

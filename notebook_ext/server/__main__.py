@@ -1,4 +1,4 @@
-"""Serve handlers to other programs: `python -m notebook_ext.server NAME=FILE.py:FUNCTION ...`."""
+"""Serve endpoints to other programs: `python -m notebook_ext.server NAME=FILE.py:FUNCTION NAME ...`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from notebook_ext.errors import EndpointError
 from notebook_ext.server import EmbeddedServer, Handler, Upstream
@@ -51,14 +51,41 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "endpoints",
         nargs="+",
-        metavar="NAME=HANDLER",
+        metavar="NAME[=HANDLER]",
         help="FILE.py:FUNCTION (FUNCTION is 'handler' where it is left out), or a built-in handler: "
-        "echo, chat, image, fail, sleep, openai",
+        "echo, chat, image, fail, sleep, openai. NAME alone leaves its jobs to workers that attach "
+        "from processes of their own; how one does is said on the standard error",
     )
     parser.add_argument("--port", type=int, default=0, help="0, the default, takes a free one")
     parser.add_argument("--workers", type=int, default=1, help="how many jobs of an endpoint run at once")
     parser.add_argument(
         "--upstream", help=f"base URL that 'openai' asks, with the key in {UPSTREAM_KEY_VARIABLE}"
+    )
+    outside = parser.add_argument_group("workers in processes of their own")
+    outside.add_argument("--external", action="store_true", help="also for endpoints with a handler")
+    outside.add_argument(
+        "--start",
+        metavar="COMMAND",
+        help="keep --workers processes of it running for each endpoint without a handler, such as "
+        "'python handler.py'",
+    )
+    outside.add_argument(
+        "--on-lost", default="requeue", help="the job of a lost worker: requeue (once), or fail"
+    )
+    outside.add_argument(
+        "--lost-after", type=float, metavar="SECONDS", help="silence after which one is lost (30)"
+    )
+    reach = parser.add_argument_group("who reaches it; by default, this machine alone")
+    reach.add_argument("--bind", metavar="ADDRESS", help="also listen there, without TLS, such as 0.0.0.0")
+    reach.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also answer to that name; repeatable; workers outside are given the first",
+    )
+    reach.add_argument(
+        "--private-webhooks", action="store_true", help="webhooks may lead to private addresses"
     )
     return parser
 
@@ -72,19 +99,57 @@ async def _serve(arguments: argparse.Namespace, answers: TextIO) -> None:
         if arguments.upstream
         else None
     )
-    server = EmbeddedServer(token=token, port=arguments.port, capture_prints=False)
+    if arguments.start is not None and all("=" in argument for argument in arguments.endpoints):
+        raise EndpointError("--start is for an endpoint without a handler: NAME in place of NAME=HANDLER")
+    server = EmbeddedServer(
+        token=token,
+        port=arguments.port,
+        bind=arguments.bind,
+        allow_hosts=arguments.allow_host,
+        private_webhooks=arguments.private_webhooks,
+        capture_prints=False,
+    )
     try:
-        for argument in arguments.endpoints:
-            name, _, handler = argument.partition("=")
-            server.serve(name, _find(argument, handler), workers=arguments.workers, upstream=upstream)
         await server.start()
-        line = (
-            {"base_url": server.base_url} if token else {"base_url": server.base_url, "token": server.token}
-        )
-        print(json.dumps(line), file=answers, flush=True)
+        for argument in arguments.endpoints:
+            name, has_handler, handler = argument.partition("=")
+            server.serve(
+                name,
+                _find(argument, handler) if has_handler else None,
+                workers=arguments.workers,
+                upstream=upstream,
+                external=arguments.external,
+                start=None if has_handler else arguments.start,
+                on_lost=arguments.on_lost,
+                lost_after=arguments.lost_after,
+            )
+        if server.is_open:
+            print(f"open to other machines, without TLS, at port {server.port}", file=sys.stderr)
+        print(json.dumps(_address(server, with_token=not token)), file=answers, flush=True)
         await stop.wait()
     finally:
         await server.stop()
+
+
+def _address(server: EmbeddedServer, *, with_token: bool) -> dict[str, Any]:
+    """What callers need to know, and where workers find what they need; that key stays in its file."""
+    address: dict[str, Any] = {"base_url": server.base_url}
+    if with_token:
+        address["token"] = server.token
+    workers: dict[str, dict[str, str]] = {}
+    for name in server.endpoints:
+        attachment = server.attachment(name)
+        if attachment is None:
+            continue
+        workers[name] = {"env_file": str(attachment.env_file)}
+        if attachment.outside_file is not None:
+            workers[name]["outside_env_file"] = str(attachment.outside_file)
+        starter = server.starter(name)
+        if starter is not None:
+            workers[name]["log"] = str(starter.log())
+        else:
+            print(f"workers of {name}:\n  {attachment.command()}\n  {attachment.docker()}", file=sys.stderr)
+    return {**address, "workers": workers} if workers else address
 
 
 def _on_signals(stop: asyncio.Event) -> None:

@@ -16,16 +16,20 @@ from starlette.routing import Route
 
 from notebook_ext.errors import InputError
 from notebook_ext.protocol import JobRequest, Operation, chunks_to_json, health_to_json
-from notebook_ext.server.gate import json_response, read_json
+from notebook_ext.server.gate import json_response, read_json, refuse
+from notebook_ext.server.openai_route import answer_openai
 from notebook_ext.server.outbound import check_url
+from notebook_ext.server.polls import hold
+from notebook_ext.server.worker_routes import worker_routes
 from notebook_ext.types import StreamChunk
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from starlette.requests import Request
-    from starlette.types import Receive
 
+    from notebook_ext.server.addresses import WebhookRules
+    from notebook_ext.server.attached import AttachedWorkers
     from notebook_ext.server.queue import JobRecord, Queue
 
 __all__ = ["build_app"]
@@ -43,29 +47,34 @@ INPUT_SHOWN = 64 * 1024
 NOBODY_THERE = 499
 
 
-def build_app(queues: Mapping[str, Queue]) -> Starlette:
-    """The ASGI application that serves these queues, as they are at each request."""
+def build_app(
+    queues: Mapping[str, Queue], attached: Mapping[str, AttachedWorkers], webhooks: WebhookRules
+) -> Starlette:
+    """The ASGI application that serves these queues, and the workers of some, as they are at each request."""
     door = _Door(queues)
     app = Starlette(
         routes=[
+            *worker_routes(attached),
+            Route("/v2/{endpoint}/openai/v1/{route:path}", door.answer_openai, methods=["GET", "POST"]),
             Route("/v2/{endpoint}/{operation}", door.answer, methods=["GET", "POST"]),
             Route("/v2/{endpoint}/{operation}/{job}", door.answer, methods=["GET", "POST"]),
         ],
         exception_handlers={HTTPException: _http_error, Exception: _bug},
     )
     app.router.redirect_slashes = False
+    app.state.webhooks = webhooks
     return app
 
 
-async def _http_error(_request: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     # Starlette's own routing says only the status's phrase.
     detail = "there is no such route" if error.detail == "Not Found" else error.detail
-    return json_response({"error": detail}, error.status_code, error.headers)
+    return refuse(request.scope["path"], detail, error.status_code, error.headers)
 
 
-async def _bug(_request: Request, _error: Exception) -> Response:
-    return json_response({"error": "the embedded server failed; its log has the traceback"}, 500)
+async def _bug(request: Request, _error: Exception) -> Response:
+    return refuse(request.scope["path"], "the embedded server failed; its log has the traceback", 500)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +119,7 @@ class _Door:
         rule = _RULES.get((operation, job_id is not None))
         if rule is None:
             raise HTTPException(404, "there is no such route")
-        queue = self._queues.get(name)
-        if queue is None:
-            raise HTTPException(404, f"there is no endpoint {name!r}")
+        queue = self._find(name)
         if request.method not in rule.methods:
             allowed = ", ".join(rule.methods)
             raise HTTPException(405, f"{operation} is asked with {allowed}", {"Allow": allowed})
@@ -125,6 +132,18 @@ class _Door:
             return await rule.function(call)
         finally:
             await asyncio.sleep(queue.dials.latency)
+
+    async def answer_openai(self, request: Request) -> Response:
+        queue = self._find(request.path_params["endpoint"])
+        self._limit_rate(queue)
+        await asyncio.sleep(queue.dials.latency)
+        return await answer_openai(request, queue, request.path_params["route"], RUNSYNC_BODY_LIMIT)
+
+    def _find(self, name: str) -> Queue:
+        queue = self._queues.get(name)
+        if queue is None:
+            raise HTTPException(404, f"there is no endpoint {name!r}")
+        return queue
 
     def _limit_rate(self, queue: Queue) -> None:
         limit = queue.dials.rate_limit
@@ -163,7 +182,7 @@ async def _submit(call: _Call, limit: int, *, sync: bool) -> JobRecord:
     try:
         request = JobRequest.from_json(document)
         if request.webhook is not None:
-            check_url(request.webhook, "'webhook'")
+            call.request.app.state.webhooks.check(check_url(request.webhook, "'webhook'"))
     except InputError as error:
         raise HTTPException(400, str(error)) from None
     if call.queue.closed:  # removed while the body was on its way
@@ -185,7 +204,7 @@ async def _status_sync(call: _Call) -> Response:
 
 async def _when_ended(call: _Call, wait: float) -> Response:
     record = call.job
-    if not await _hold(call.request, record, lambda: record.status.is_final, wait):
+    if not await hold(call.request, record, lambda: record.status.is_final, wait):
         return Response(status_code=NOBODY_THERE)
     return json_response(call.queue.document(call.job))
 
@@ -193,7 +212,7 @@ async def _when_ended(call: _Call, wait: float) -> Response:
 async def _stream(call: _Call) -> Response:
     record = call.job
     wait = call.wait(WAIT_FOR_CHUNK)
-    if not await _hold(call.request, record, lambda: record.has_unread or record.status.is_final, wait):
+    if not await hold(call.request, record, lambda: record.has_unread or record.status.is_final, wait):
         return Response(status_code=NOBODY_THERE)
     record = call.job
     return json_response(chunks_to_json(record.status, map(StreamChunk, record.drain())))
@@ -251,36 +270,3 @@ _RULES: Mapping[tuple[Any, bool], _Rule] = {
     (Operation.HEALTH, False): _Rule(_health, ("GET",)),
     (Operation.REQUESTS, False): _Rule(_requests, ("GET",)),
 }
-
-
-# ---------------------------------------------------------------------------------- long polls
-
-
-async def _hold(request: Request, record: JobRecord, ready: Callable[[], bool], wait: float) -> bool:
-    """Hold an answer until it is ready, its job is deleted, or `wait` seconds are over.
-
-    Returns:
-        False when the client has gone: what it asked for must stay where it is.
-    """
-    bell = asyncio.Event()
-    record.bells.add(bell)
-    gone = asyncio.ensure_future(_disconnected(request.receive))
-    gone.add_done_callback(lambda _: bell.set())
-    try:
-        await asyncio.sleep(0)  # a client that has gone already is noticed in this moment
-        async with asyncio.timeout(wait):
-            while not (ready() or record.deleted or gone.done()):
-                bell.clear()
-                await bell.wait()
-    except TimeoutError:
-        pass
-    finally:
-        record.bells.discard(bell)
-        here = not gone.done()
-        gone.cancel()
-    return here
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass  # the rest of a body that nobody needs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -13,8 +14,10 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from notebook_ext.errors import ConfigurationError
+from notebook_ext.server.gate import openai_error
 from notebook_ext.server.handlers import progress_update
-from notebook_ext.server.outbound import Upstream, stream_chat
+from notebook_ext.server.openai_documents import openai_documents
+from notebook_ext.server.outbound import Upstream, forward, is_openai_route, stream_chat
 from notebook_ext.server.salad import write_salad
 
 if TYPE_CHECKING:
@@ -66,42 +69,89 @@ async def sleep(job: dict[str, Any]) -> dict[str, float]:
     return {"slept": seconds}
 
 
-async def chat(job: dict[str, Any]) -> AsyncGenerator[str]:
+async def chat(job: dict[str, Any]) -> AsyncGenerator[Any]:
     """Stream word salad in Markdown; it is no model, and its first line says so.
 
     Input: `prompt` or `messages`, `max_tokens` (120 words), `tokens_per_second` (40), `seed` (else
-    from the prompt), `temperature` (1; 0 takes the most usual word each time).
+    from the prompt), `temperature` (1; 0 takes the most usual word each time). Calls of the OpenAI
+    route are answered in its documents, whatever model they name.
     """
     settings = _settings(job)
-    pace = _number(settings, "tokens_per_second", 40.0, 0.01, 1e6)
+    said = _chat_by_openai(settings) if "openai_route" in settings else _say(**_salad(settings))
+    async with contextlib.aclosing(said):
+        async for piece in said:
+            yield piece
+
+
+async def _chat_by_openai(settings: dict[str, Any]) -> AsyncGenerator[Any]:
+    body = settings.get("openai_input") or {}
+    try:
+        documents = openai_documents(settings["openai_route"], body)
+        salad = _salad({**body, "max_tokens": body.get("max_completion_tokens", body.get("max_tokens"))})
+        salad["length"] -= 1  # the headline is a token too
+    except LookupError as error:
+        yield openai_error(f"the demo has no {error}", 404)
+    except (TypeError, ValueError) as error:
+        yield openai_error(str(error), 400)
+    else:
+        if isinstance(documents, dict):
+            yield documents
+            return
+        async with contextlib.aclosing(_say(**salad)) as words:
+            async for piece in documents(words):
+                yield piece
+
+
+def _salad(settings: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `_say`."""
     seed = settings.get("seed")
-    words = write_salad(
-        seed=str(_prompt(settings) if seed is None else seed),
-        length=int(_number(settings, "max_tokens", 120, 0, 100_000)),
-        temperature=_number(settings, "temperature", 1.0, 0.0, 100.0),
-    )
+    return {
+        "pace": _number(settings, "tokens_per_second", 40.0, 0.01, 1e6),
+        "seed": str(_prompt(settings) if seed is None else seed),
+        "length": int(_number(settings, "max_tokens", 120, 0, 100_000)),
+        "temperature": _number(settings, "temperature", 1.0, 0.0, 100.0),
+    }
+
+
+async def _say(*, pace: float, **salad: Any) -> AsyncGenerator[str]:
     loop = asyncio.get_running_loop()
     due = loop.time()
-    for word in words:
+    for word in write_salad(**salad):
         yield word
         due += 1 / pace
         await asyncio.sleep(due - loop.time())
 
 
-async def openai(job: dict[str, Any], *, upstream: Upstream) -> AsyncGenerator[str]:
+async def openai(job: dict[str, Any], *, upstream: Upstream) -> AsyncGenerator[Any]:
     """Stream what an OpenAI-compatible server answers; the input goes there as it is.
 
     Input: `messages`, or `prompt` and perhaps `system`; `model`, `temperature`, `max_tokens` ...
+    Calls of the OpenAI route are passed on, whatever they ask.
     """
     body = dict(_settings(job))
+    said = _forwarded(upstream, body) if "openai_route" in body else stream_chat(upstream, _asked(body))
+    async with contextlib.aclosing(said):
+        async for piece in said:
+            yield piece
+
+
+def _forwarded(upstream: Upstream, settings: dict[str, Any]) -> AsyncGenerator[Any]:
+    route, body = settings["openai_route"], settings.get("openai_input")
+    if not is_openai_route(route):
+        raise ValueError("'openai_route' must be a path like /v1/chat/completions")
+    if not isinstance(body, dict | None):
+        raise TypeError(f"'openai_input' must be an object, not {type(body).__name__}")
+    return forward(upstream, route, body)
+
+
+def _asked(body: dict[str, Any]) -> dict[str, Any]:
     prompt, system = body.pop("prompt", None), body.pop("system", None)
     if "messages" not in body:
         if prompt is None:
             raise ValueError("the input needs 'messages' or 'prompt'")
         roles = [{"role": "system", "content": system}] if system else []
         body["messages"] = [*roles, {"role": "user", "content": prompt}]
-    async for text in stream_chat(upstream, body):
-        yield text
+    return body
 
 
 def image(job: dict[str, Any]) -> dict[str, Any]:

@@ -6,24 +6,27 @@ The only module of the server that imports httpx.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import logging
+import re
 from contextvars import Context
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
 
 from notebook_ext.errors import ConfigurationError, EndpointError, InputError
+from notebook_ext.server.addresses import WebhookRules, is_loopback_host
+from notebook_ext.server.gate import openai_error
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncGenerator, Callable, Mapping
 
-__all__ = ["Upstream", "Webhooks", "check_url", "stream_chat"]
+__all__ = ["Upstream", "Webhooks", "check_url", "forward", "is_openai_route", "stream_chat"]
 
 _log = logging.getLogger(__name__)
 
@@ -55,19 +58,17 @@ def check_url(url: str, what: str) -> str:
 
 
 def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return is_loopback_host(urlsplit(url).hostname or "")
 
 
-def _client(url: str, timeout: httpx.Timeout | float) -> httpx.AsyncClient:
+def _client(url: str, timeout: httpx.Timeout | float, *, direct: bool = False) -> httpx.AsyncClient:
     local = _is_loopback(url)
     return httpx.AsyncClient(
         timeout=timeout,
         follow_redirects=False,
-        trust_env=not local,  # a proxy from the environment is for the world, not for this machine
+        trust_env=not (
+            local or direct
+        ),  # a proxy from the environment is for the world, not for this machine
         verify=_certificates() if not local or url.startswith("https:") else False,
     )
 
@@ -82,11 +83,19 @@ class Webhooks:
     """Delivers the results of jobs, beside the queue: nobody waits for it.
 
     Args:
+        rules: Where they may go.
         pause: Seconds between the tries.
         timeout: Seconds for one try.
     """
 
-    def __init__(self, *, pause: float = WEBHOOK_PAUSE, timeout: float = WEBHOOK_TIMEOUT) -> None:
+    def __init__(
+        self,
+        rules: WebhookRules | None = None,
+        *,
+        pause: float = WEBHOOK_PAUSE,
+        timeout: float = WEBHOOK_TIMEOUT,
+    ) -> None:
+        self.rules = rules or WebhookRules()
         self._pause = pause
         self._timeout = timeout
         self._deliveries: set[asyncio.Task[None]] = set()
@@ -115,11 +124,20 @@ class Webhooks:
         _log.warning("webhook of job %s to %s: %s", payload.get("id"), urlsplit(url).hostname, reason)
 
     async def _post(self, url: str, payload: Mapping[str, Any]) -> str | None:
+        headers, extensions = {"Content-Type": "application/json"}, {}
         try:
-            async with _client(url, self._timeout) as client:
+            target = httpx.URL(url)
+            address = await self.rules.resolve(url)
+            if address is not None:
+                headers["Host"] = target.netloc.decode("ascii")
+                extensions = {"sni_hostname": target.raw_host.decode("ascii")}
+                target = target.copy_with(host=address)
+            async with _client(url, self._timeout, direct=address is not None) as client:
                 answer = await client.post(
-                    url, content=json.dumps(payload), headers={"Content-Type": "application/json"}
+                    target, content=json.dumps(payload), headers=headers, extensions=extensions
                 )
+        except InputError as error:
+            return str(error)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, RecursionError) as error:
             return type(error).__name__
         return None if answer.status_code == 200 else f"HTTP {answer.status_code}"
@@ -169,8 +187,7 @@ async def stream_chat(upstream: Upstream, body: Mapping[str, Any]) -> AsyncGener
     headers = upstream.headers()
     try:
         async with _client(url, UPSTREAM_TIMEOUT) as client:
-            model = body.get("model") or await _first_model(client, f"{base}/models", headers)
-            asked = {**body, **({"model": model} if model else {}), "stream": True}
+            asked = {**await _with_model(client, base, body, headers), "stream": True}
             async with client.stream("POST", url, json=asked, headers=headers) as answer:
                 if answer.status_code != 200:
                     raise UpstreamError(await _refusal(answer, headers))
@@ -183,9 +200,85 @@ async def stream_chat(upstream: Upstream, body: Mapping[str, Any]) -> AsyncGener
                     if text := _delta(data, headers):
                         yield text
     except httpx.HTTPError as error:
+        raise _no_answer(url, error) from None
+
+
+_ROUTE = re.compile(r"/v1(/[A-Za-z0-9_-][A-Za-z0-9._:@+-]*)+\Z")
+
+
+def is_openai_route(route: Any) -> bool:
+    """Whether it is a plain path below /v1, which leads nowhere else when it is put behind a URL."""
+    return isinstance(route, str) and bool(_ROUTE.match(route))
+
+
+async def forward(
+    upstream: Upstream, route: str, body: Mapping[str, Any] | None
+) -> AsyncGenerator[str | dict[str, Any]]:
+    """Pass an OpenAI call on, and yield what comes back: text as it streams, or the one document.
+
+    Where the body names no model, the upstream's first one is taken. Where the upstream refuses,
+    the document is `{"error": ...}` with its words and its HTTP status.
+
+    Args:
+        upstream: Who is asked.
+        route: Such as `/v1/chat/completions`.
+        body: None for a GET.
+
+    Raises:
+        UpstreamError: It broke off or answered something else; never with the key.
+    """
+    base = upstream.url.rstrip("/")
+    url = f"{base}{route.removeprefix('/v1')}"
+    headers = upstream.headers()
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            client = await stack.enter_async_context(_client(url, UPSTREAM_TIMEOUT))
+            method, asked = "GET", None
+            if body is not None:
+                method, asked = "POST", await _with_model(client, base, body, headers)
+            answer = await stack.enter_async_context(client.stream(method, url, json=asked, headers=headers))
+            if answer.status_code != 200:
+                yield openai_error(await _refusal(answer, headers), _passed_on(answer.status_code))
+            elif answer.headers.get("content-type", "").startswith("text/event-stream"):
+                end = ""
+                async for text in answer.aiter_text():
+                    end = (end + text)[-EXCERPT:]
+                    yield text
+                if route.endswith("/completions") and "[DONE]" not in end:
+                    raise UpstreamError("the upstream broke off before the end of its answer")
+            else:
+                yield _document(await answer.aread(), headers)
+    except httpx.HTTPError as error:
+        raise _no_answer(url, error) from None
+
+
+def _passed_on(status: int) -> int:
+    """A refused key is this server's, not the caller's."""
+    return status if status >= 400 and status not in (401, 403) else 502
+
+
+def _document(body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        text = body[: 4 * EXCERPT].decode("utf-8", "replace")
         raise UpstreamError(
-            f"the upstream {urlsplit(url).netloc} did not answer: {type(error).__name__}"
-        ) from None
+            _scrubbed(f"the upstream answered something that is no document: {text}", headers)
+        )
+    return document
+
+
+def _no_answer(url: str, error: httpx.HTTPError) -> UpstreamError:
+    return UpstreamError(f"the upstream {urlsplit(url).netloc} did not answer: {type(error).__name__}")
+
+
+async def _with_model(
+    client: httpx.AsyncClient, base: str, body: Mapping[str, Any], headers: Mapping[str, str]
+) -> dict[str, Any]:
+    model = body.get("model") or await _first_model(client, f"{base}/models", headers)
+    return {**body, **({"model": model} if model else {})}
 
 
 async def _first_model(client: httpx.AsyncClient, url: str, headers: Mapping[str, str]) -> str | None:

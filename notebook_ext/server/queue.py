@@ -1,9 +1,10 @@
 """The jobs of one endpoint: their states, their clocks, and how workers get at them.
 
 Everything here runs on the server's event loop. Workers, whatever they are (this process's own
-in `workers`, others later), use five calls: `work_waiting` and `take` to get an `Attempt`, then
-`push`, `progress` and `finish` with it; `Attempt.stop` tells them to give up. Waiting and taking
-are two steps, so that a worker at the far end of a connection can be checked in between.
+in `workers`, those of other processes in `attached`), use five calls: `work_waiting` and `take` to
+get an `Attempt`, then `push`, `progress` and `finish` with it, or `requeue` where its worker is lost;
+`Attempt.stop` tells them to give up. Waiting and taking are two steps, so that a worker at the far
+end of a connection can be checked in between.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import random
 import threading
 import uuid
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from notebook_ext.errors import InputError
 from notebook_ext.protocol import JobRequest, job_to_json
+from notebook_ext.server.nesting import DEPTH_LIMIT, is_too_deep
 from notebook_ext.types import Counts, Health, Job, JobStatus, WorkerError
 
 __all__ = ["ABSENT", "Attempt", "Dials", "Handler", "JobLog", "JobRecord", "Outcome", "Queue", "Unsendable"]
@@ -56,15 +58,18 @@ def as_json(value: Any, what: str, limit: int) -> tuple[Any, int]:
         The copy, and its size in bytes.
 
     Raises:
-        Unsendable: It is not JSON (NaN included), or has more than `limit` bytes.
+        Unsendable: It is not JSON (NaN included), is nested too deeply, or has more than `limit` bytes.
     """
     try:
         text = json.dumps(value, allow_nan=False)
+        copied = json.loads(text) if len(text) <= limit else None
     except (TypeError, ValueError, RecursionError) as error:
         raise Unsendable(f"{what} is not JSON: {error}") from None
     if len(text) > limit:
         raise Unsendable(f"{what} has {len(text) / 1e6:.1f} MB as JSON; the limit is {limit // 1024**2} MB")
-    return json.loads(text), len(text)
+    if is_too_deep(copied, text.count("[") + text.count("{")):
+        raise Unsendable(f"{what} is nested deeper than {DEPTH_LIMIT} levels")
+    return copied, len(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +77,12 @@ class Dials:
     """Trouble to rehearse. Each acts through the real queue, never as a canned answer.
 
     Args:
-        cold_start: Seconds that a worker initializes before its first job.
+        cold_start: Seconds that a worker of this process initializes before its first job.
         fail: Probability (0 to 1) that a run of the handler raises.
         throttle: Probability (0 to 1) that a worker is throttled for a second when it wants a job.
-        latency: Seconds added to every HTTP answer.
+        latency: Seconds added to every HTTP answer to a caller.
         expire: Seconds that a finished job is kept; None means 30 minutes (`runsync`: 1 minute).
-        rate_limit: Requests per 10 seconds, beyond which the answer is 429; None means no limit.
+        rate_limit: Requests of callers per 10 seconds, beyond which the answer is 429; None means no limit.
     """
 
     cold_start: float = 0.0
@@ -153,6 +158,8 @@ class JobRecord:
     error: Any = None
     worker_id: str | None = None
     retries: int = 0
+    was_lost: bool = False
+    """A worker was lost with it already."""
     deleted: bool = False
     queued_at: float = 0.0
     taken_at: float | None = None
@@ -239,7 +246,7 @@ class Attempt:
 
     record: JobRecord
     worker_id: str
-    handler: Handler
+    handler: Handler | None
     keeps_chunks: bool
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the job was cancelled, timed out or deleted: its worker should give up."""
@@ -250,7 +257,7 @@ class Queue:
 
     Args:
         name: The endpoint's name in the URL.
-        handler: What jobs that are taken from now on run.
+        handler: What jobs that are taken from now on run in this process; None leaves them to others.
         dials: Trouble to rehearse.
         return_aggregate_stream: Whether the `output` of a generator's job is the list of its
             chunks; otherwise it is empty, and only the stream has them.
@@ -260,7 +267,7 @@ class Queue:
     def __init__(
         self,
         name: str,
-        handler: Handler,
+        handler: Handler | None,
         *,
         dials: Dials | None = None,
         return_aggregate_stream: bool = True,
@@ -277,6 +284,7 @@ class Queue:
         self._dials_changed = asyncio.Event()
         self._notify = notify
         self._pending: OrderedDict[str, JobRecord] = OrderedDict()
+        self._running: set[str] = set()  # counted for each `/health`, while there may be 100,000 jobs
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._totals: Counter[str] = Counter()
 
@@ -323,6 +331,7 @@ class Queue:
             raise InputError(f"only FAILED and TIMED_OUT jobs can be retried; this one is {record.status}")
         record.cancel_timer("retention")
         record.forget_output()
+        record.was_lost = False
         record.retries += 1
         self._totals["retried"] += 1
         self._enqueue(record)
@@ -340,14 +349,13 @@ class Queue:
             record.set_timer("retention", seconds, self._delete)
 
     def health(self) -> Health:
-        running = sum(record.status is JobStatus.IN_PROGRESS for record in self.records.values())
         states = Counter(self.workers.values())
         names = ("idle", "initializing", "running", "throttled", "unhealthy")
         return Health(
             jobs=Counts(
                 completed=self._totals["completed"],
                 failed=self._totals["failed"],
-                in_progress=running,
+                in_progress=len(self._running),
                 in_queue=len(self._pending),
                 retried=self._totals["retried"],
             ),
@@ -386,15 +394,27 @@ class Queue:
                 with contextlib.suppress(ValueError):
                     self._waiters.remove(waiter)
 
-    def take(self, worker_id: str) -> Attempt | None:
-        """Hand the oldest queued job to a worker; None where another one was quicker."""
-        if not self._pending:
+    def take(
+        self, worker_id: str, *, keep_chunks: bool | None = None, unless: Container[str] = ()
+    ) -> Attempt | None:
+        """Hand the oldest queued job to a worker; None where another one was quicker.
+
+        Args:
+            worker_id: The worker.
+            keep_chunks: Whether what it streams is to be the job's output; None means as the
+                endpoint has it. A worker of another process collects them itself.
+            unless: Ids of jobs that this worker must not get, since it still runs them.
+        """
+        job_id = next((job_id for job_id in self._pending if job_id not in unless), None)
+        if job_id is None:
             return None
-        _, record = self._pending.popitem(last=False)
+        record = self._pending.pop(job_id)
+        self._running.add(job_id)
         record.status = JobStatus.IN_PROGRESS
         record.worker_id = worker_id
         record.taken_at = asyncio.get_running_loop().time()
-        record.attempt = Attempt(record, worker_id, self.handler, self.return_aggregate_stream)
+        keeps_chunks = self.return_aggregate_stream if keep_chunks is None else keep_chunks
+        record.attempt = Attempt(record, worker_id, self.handler, keeps_chunks)
         limit = record.request.policy.execution_timeout
         record.set_timer("execution", EXECUTION_TIMEOUT if limit is None else limit, self._time_out)
         record.ring()
@@ -431,6 +451,19 @@ class Queue:
         status = JobStatus.COMPLETED if outcome.error is None else JobStatus.FAILED
         self._end(record, status, output=output, error=outcome.error)
 
+    def requeue(self, attempt: Attempt) -> None:
+        """Queue a job again whose worker is lost; what it has streamed so far will come once more."""
+        record = attempt.record
+        if record.attempt is not attempt:
+            return
+        self._running.discard(record.id)
+        record.cancel_timer("execution")
+        record.forget_output()
+        record.was_lost = True
+        record.retries += 1
+        self._totals["retried"] += 1
+        self._enqueue(record)
+
     def wake_worker(self) -> None:
         """Let one waiting worker look at the queue."""
         while self._waiters:
@@ -466,6 +499,7 @@ class Queue:
         if record.status.is_final or record.deleted:
             return
         self._pending.pop(record.id, None)
+        self._running.discard(record.id)
         self._stop_attempt(record)
         record.cancel_timer("execution")
         record.status, record.output, record.error = status, output, error
@@ -483,6 +517,7 @@ class Queue:
     def _delete(self, record: JobRecord) -> None:
         self.records.pop(record.id, None)
         self._pending.pop(record.id, None)
+        self._running.discard(record.id)
         self._stop_attempt(record)
         record.cancel_timers()
         record.deleted = True

@@ -15,8 +15,9 @@ from notebook_ext.server.queue import Attempt, Handler, Outcome, Queue
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Pool"]
+__all__ = ["REHEARSED", "THROTTLED_FOR", "Pool"]
 
+REHEARSED = "rehearsed by the endpoint's `fail` dial"
 THROTTLED_FOR = 1.0
 """Seconds until a throttled worker tries again."""
 JOIN_TIMEOUT = 0.5
@@ -64,6 +65,7 @@ class Pool:
             prints.divert(self)
         reporter = Reporter(self.queue, attempt)
         handler = _rehearsed_failure if self.queue.happens(self.queue.dials.fail) else attempt.handler
+        assert handler is not None, "an endpoint without a handler has no workers in this process"
         execution: _Execution
         if is_async(handler):
             self._loop = self._loop or _HandlerLoop(f"notebook_ext handlers of {self.queue.name}")
@@ -95,7 +97,7 @@ class Pool:
 
 
 def _rehearsed_failure(_job: dict[str, Any]) -> None:
-    raise RuntimeError("rehearsed by the endpoint's `fail` dial")
+    raise RuntimeError(REHEARSED)
 
 
 class _Worker:

@@ -15,6 +15,8 @@ from browser.server import Server
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
+    from playwright.sync_api import Browser
+
 # What is open now, for the report of a test that failed.
 labs: dict[str, Lab] = {}
 
@@ -44,18 +46,22 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def open_lab(server: Server) -> Iterator[Callable[[str, str], Lab]]:
+def chromium() -> Iterator[Browser]:
     with browser() as chromium:
+        yield chromium
 
-        def open_lab(app: str, kernel: str) -> Lab:
-            name = f"{app}-{kernel}"
-            if name not in labs:
-                labs[name] = Lab(server, chromium, app, kernel)
-            return labs[name]
 
-        yield open_lab
-        while labs:
-            labs.popitem()[1].close()
+@pytest.fixture(scope="session")
+def open_lab(server: Server, chromium: Browser) -> Iterator[Callable[[str, str], Lab]]:
+    def open_lab(app: str, kernel: str) -> Lab:
+        name = f"{app}-{kernel}"
+        if name not in labs:
+            labs[name] = Lab(server, chromium, app, kernel)
+        return labs[name]
+
+    yield open_lab
+    while labs:
+        labs.popitem()[1].close()
 
 
 @pytest.fixture(scope="session")
