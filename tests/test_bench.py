@@ -188,6 +188,19 @@ def test_the_released_sdks_do_the_same_work_as_they_do_it(tmp_path: Path) -> Non
         assert one[RUNPOD] > 1000 > one[RUNPOD_JS]  # the one sleeps for a second before each look
 
 
+def test_serving_is_measured_against_a_server_that_does_as_little_as_it_can(tmp_path: Path) -> None:
+    found = figures(tmp_path, "serving")
+    for what in ("jobs per second", "a job's end to its answer", "memory per job", "one /", "run + result"):
+        assert all(set(one) == BOTH and min(one.values()) > 0 for one in samples(found, what)), what
+    (purge,) = samples(found, "purge of all of them")
+    assert purge[OURS] > 0
+    # who must wait for 64 others waits longer
+    (alone,), (beside,) = (
+        samples(found, "run + result, p50", case) for case in ("nothing beside it", "ask without a pause")
+    )
+    assert all(alone[name] < beside[name] for name in BOTH)
+
+
 def test_an_unknown_question_names_those_that_there_are() -> None:
     done = bench("--only", "nonsense")
     assert done.returncode == 2
