@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 QUESTION = "clicks"
 ROWS = "10"
+IS_APART = True
+"""It drives a page: asked for by name."""
 
 BUSY_FOR = 4.0
 """Seconds for which the other cell is busy: a click that is only heard when it has ended takes about as long."""

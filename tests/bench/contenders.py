@@ -1,187 +1,260 @@
-"""Who is measured: the floor, which is as little as a Python client can do, and `notebook_ext`."""
+"""Who is measured, each in a process of its own: the floor, `notebook_ext`, and the SDKs that others released."""
 
 from __future__ import annotations
 
-import asyncio
+import atexit
+import contextlib
 import json
+import os
+import select
+import ssl
 import subprocess
 import sys
+import tempfile
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Self
 
-from notebook_ext import Endpoint
-from tests.bench.figures import FLOOR, OURS
+import certifi
+
+from tests.bench.figures import FLOOR, OURS, RUNPOD, RUNPOD_ASYNCIO, RUNPOD_JS
+from tests.bench.stopwatch_service import Conditions
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).parents[2]
-FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"}
+PATIENCE, GRACE = 60.0, 30.0
+"""Seconds after which an order has failed where it says nothing else, and further ones until a client that
+does not even notice that is ended."""
+
+
+# ---------------------------------------------------------------------------------- the stopwatch
 
 
 @contextmanager
-def stopwatch(*, round_trip: float = 0.0, hold: float = 10.0) -> Iterator[str]:
+def stopwatch(**conditions: Any) -> Iterator[str]:
     """Run a stopwatch server in a process of its own; gives its URL.
 
     Args:
-        round_trip: Seconds, emulated.
-        hold: Seconds for which `/stream` waits for news; 0 answers at once.
+        **conditions: The fields of `stopwatch_service.Conditions`.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "tests.bench.stopwatch",
-        "--round-trip",
-        str(round_trip),
-        "--hold",
-        str(hold),
-    ]
+    given = json.dumps(asdict(Conditions(**conditions)))
+    command = [sys.executable, "-m", "tests.bench.stopwatch", given]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
+        scheme = "https" if conditions.get("certificate") else "http"
         try:
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+            yield f"{scheme}://127.0.0.1:{int(process.stdout.readline())}"
         finally:
             process.stdin.close()
 
 
-class Contender(Protocol):
-    """A client of one endpoint."""
-
-    async def submit(self, input: Any) -> str:
-        """Queue a job and return its id."""
-        ...
-
-    def stream(self, job_id: str) -> AsyncIterator[Any]:
-        """The job's tokens, as they come; ends after the job has."""
-        ...
-
-    async def ask_health(self) -> None:
-        """The smallest exchange that there is."""
-        ...
-
-    async def close(self) -> None: ...
-
-
-class Wire(asyncio.Protocol):
-    """The floor's connection: it knows the one kind of answer that the stopwatch gives."""
-
-    def __init__(self) -> None:
-        self._buffer = b""
-        self._answer: asyncio.Future[bytes] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(error or ConnectionResetError("closed"))
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        head, end, body = self._buffer.partition(b"\r\n\r\n")
-        if not end or len(body) < int(head.rpartition(b"Content-Length: ")[2]):
-            return
-        if not head.startswith(b"HTTP/1.1 200 "):
-            raise RuntimeError(head.decode())
-        self._buffer = b""
-        assert self._answer is not None
-        self._answer.set_result(body)
-
-    def ask(self, request: bytes) -> asyncio.Future[bytes]:
-        self._answer = asyncio.get_running_loop().create_future()
-        self.transport.write(request)
-        return self._answer
-
-
-class Floor:
-    """A bare asyncio loop over raw HTTP/1.1: one write, one read, one json.loads per exchange."""
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self._address = parts.hostname, parts.port
-        self._headers = f"Host: {parts.netloc}\r\nAuthorization: Bearer key\r\n"
-        self._idle: list[Wire] = []
-
-    async def ask(self, method: str, path: str, document: Any = None) -> Any:
-        if self._idle:
-            wire = self._idle.pop()
-        else:
-            _, wire = await asyncio.get_running_loop().create_connection(Wire, *self._address)
-        request = f"{method} {path} HTTP/1.1\r\n{self._headers}"
-        body = "" if document is None else json.dumps(document)
-        if body:
-            request += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        answer = await wire.ask(f"{request}\r\n{body}".encode())
-        self._idle.append(wire)
-        return json.loads(answer)
-
-    async def submit(self, input: Any) -> str:
-        return str((await self.ask("POST", "/v2/ep/run", {"input": input}))["id"])
-
-    async def stream(self, job_id: str) -> AsyncIterator[Any]:
-        status = ""
-        while status not in FINAL:
-            answer = await self.ask("GET", f"/v2/ep/stream/{job_id}")
-            for chunk in answer["stream"]:
-                yield chunk["output"]
-            status = answer["status"]
-
-    async def ask_health(self) -> None:
-        await self.ask("GET", "/v2/ep/health")
-
-    async def close(self) -> None:
-        for wire in self._idle:
-            wire.transport.abort()
-        await asyncio.sleep(0)
-
-
-class Ours:
-    """`notebook_ext.Endpoint`, used as a user would."""
-
-    def __init__(self, url: str) -> None:
-        self._endpoint = Endpoint("ep", provider=f"{url}/v2", api_key="key")
-
-    async def submit(self, input: Any) -> str:
-        return (await self._endpoint.run(input)).id
-
-    async def stream(self, job_id: str) -> AsyncIterator[Any]:
-        async for chunk in self._endpoint.stream(job_id):
-            yield chunk.output
-
-    async def ask_health(self) -> None:
-        await self._endpoint.health()
-
-    async def close(self) -> None:
-        await self._endpoint.aclose()
-
-
-CONTENDERS: dict[str, type[Floor | Ours]] = {FLOOR: Floor, OURS: Ours}
-
-
-async def warmed(name: str, url: str) -> Contender:
-    """A contender that has its connection, and has imported what it imports."""
-    contender = CONTENDERS[name](url)
-    async for _ in contender.stream(await contender.submit({"tokens": 1})):
-        pass
-    return contender
-
-
-async def stamps(url: str, job_id: str) -> dict[str, Any]:
-    """What the stopwatch wrote down about a job."""
-    floor = Floor(url)
-    found: dict[str, Any] = await floor.ask("GET", f"/stamps/{job_id}")
-    await floor.close()
-    return found
-
-
 def told(url: str, path: str) -> Any:
-    """What the stopwatch tells code that does not await."""
-    with urllib.request.urlopen(url + path) as answer:
+    """What the stopwatch wrote down."""
+    trusting = ssl._create_unverified_context() if url.startswith("https") else None
+    with urllib.request.urlopen(url + path, context=trusting) as answer:
         return json.load(answer)
+
+
+@cache
+def scratch() -> Path:
+    """A folder that is gone when the benchmark has ended."""
+    folder = tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True)
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For what is measured: nothing that this user has saved, and nothing that stays."""
+    own = {
+        "NOTEBOOK_EXT_CONFIG": str(scratch() / "config"),
+        "NOTEBOOK_EXT_JOURNAL": str(scratch() / "journal.db"),
+    }
+    return {**os.environ, **own, **more}
+
+
+@cache
+def certificate() -> str:
+    """A PEM file with a certificate for this machine, and its key."""
+    both = scratch() / "both.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-keyout", both.with_name("key.pem"), "-out", both, "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    both.write_bytes(both.read_bytes() + both.with_name("key.pem").read_bytes())
+    return str(both)
+
+
+@cache
+def trusted() -> str:
+    """A PEM file with that certificate behind all that are usually trusted: parsing it takes as long."""
+    both = Path(certificate())
+    bundle = both.with_name("trusted.pem")
+    bundle.write_bytes(Path(certifi.where()).read_bytes() + both.read_bytes())
+    return str(bundle)
+
+
+def stopwatch_rate() -> float:
+    """Requests per second that it answers when two bare clients ask as fast as they can."""
+    with stopwatch() as url, contextlib.ExitStack() as stack:
+        clients = [ours_and_floor()[0] for _ in range(2)]
+        for client in clients:
+            stack.callback(client.end)
+            client.order("open", url=url)
+        with ThreadPoolExecutor() as threads:
+            rates = list(threads.map(lambda client: client.order("hammer", count=4000, lanes=32), clients))
+    return sum(rate["count"] for rate in rates) / max(rate["seconds"] for rate in rates)
+
+
+# ---------------------------------------------------------------------------------- the contenders
+
+
+@dataclass
+class Contender:
+    """A process that drives one client, and does as it is told by JSON lines; `driver` documents them.
+
+    Args:
+        name: In the table.
+        command: Starts it.
+        options: What each of its clients is opened with.
+    """
+
+    name: str
+    command: Sequence[str]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def order(self, what: str, **details: Any) -> dict[str, Any]:
+        """Give an order and wait for what was seen.
+
+        Raises:
+            GaveUp: It did not answer, even long after its patience was over, or its process ended.
+        """
+        process = self._started()
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({"do": what, **details}).encode() + b"\n")
+        line = self._line(process, details.get("patience", PATIENCE) + GRACE)
+        if line is None:
+            self.end()
+            raise GaveUp(f"{self.name} did not come back from {what!r}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def end(self) -> None:
+        """End its process; the next order starts another."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError):
+                    pipe.close()  # type: ignore[union-attr]
+
+    @contextmanager
+    def client(self, url: str, **options: Any) -> Iterator[Self]:
+        """A client of its own, in the process that is there."""
+        self.order("open", url=url, **self.options, **options)
+        yield self
+        if self._process is not None:  # it was not given up
+            self.order("close")
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            trust = dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), trusted())
+            self._process = subprocess.Popen(
+                self.command,
+                cwd=ROOT,
+                env=environment(NODE_EXTRA_CA_CERTS=certificate(), **trust),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+            )
+        return self._process
+
+    @staticmethod
+    def _line(process: subprocess.Popen[bytes], patience: float) -> bytes | None:
+        assert process.stdout is not None
+        line, deadline = b"", time.monotonic() + patience
+        while not line.endswith(b"\n"):
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
+                return None
+            if not (part := os.read(process.stdout.fileno(), 1 << 20)):
+                return None
+            line += part
+        return line
+
+
+class GaveUp(Exception):
+    """A contender did not finish what it was told to do."""
+
+
+def ours_and_floor(**options: Any) -> list[Contender]:
+    """The two that are always there; the options are those of `clients`' openers."""
+    return [
+        Contender(
+            name,
+            [sys.executable, "-m", "tests.bench.drivers.driver", f"tests.bench.drivers.clients:{opener}"],
+            options,
+        )
+        for name, opener in ((FLOOR, "open_floor"), (OURS, "open_ours"))
+    ]
+
+
+def peers() -> list[Contender]:
+    """The released SDKs."""
+    python, (node, folder) = peer_environments()
+    driver = [python, "-m", "tests.bench.drivers.driver"]
+    return [
+        Contender(RUNPOD, [*driver, "tests.bench.drivers.released:open_sync"]),
+        Contender(RUNPOD_ASYNCIO, [*driver, "tests.bench.drivers.released:open_asyncio"]),
+        Contender(RUNPOD_JS, [node, str(Path(__file__).with_name("drivers") / "released.mjs"), str(folder)]),
+    ]
+
+
+def peer_versions() -> dict[str, str]:
+    """Of the released SDKs, and of what runs them."""
+    python, (node, folder) = peer_environments()
+    code = "import importlib.metadata as m, json; print(json.dumps({n: m.version(n) for n in ('runpod', 'aiohttp', 'requests')}))"
+    found: dict[str, str] = json.loads(output(python, "-c", code))
+    sdk = json.loads((folder / "node_modules/runpod-sdk/package.json").read_text())
+    return found | {"runpod-sdk": sdk["version"], "node": output(node, "--version").strip()}
+
+
+def output(*command: str) -> str:
+    """What a program prints."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def peer_environments() -> tuple[str, tuple[str, Path]]:
+    """The Python that has `runpod`; `node` and the folder with its modules. Made when first asked for."""
+    sys.path.insert(0, str(ROOT / "tests"))  # its helpers are imported as the tests do
+    try:
+        import peers as environments
+    finally:
+        sys.path.pop(0)
+    return str(environments.runpod_python()), environments.runpod_js()
+
+
+@contextmanager
+def contenders(*, with_peers: bool, **options: Any) -> Iterator[list[Contender]]:
+    """All that are to be measured; their processes end with the block."""
+    found = ours_and_floor(**options) + (peers() if with_peers else [])
+    try:
+        yield found
+    finally:
+        for contender in found:
+            contender.end()

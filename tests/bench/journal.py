@@ -25,7 +25,8 @@ import psutil
 from notebook_ext.journal import Journal
 from notebook_ext.session import Session
 from tests.bench import journal_volume
-from tests.bench.contenders import Floor, stamps, stopwatch
+from tests.bench.contenders import stopwatch, told
+from tests.bench.drivers.clients import Floor
 from tests.bench.figures import FLOOR, OURS, Figure, Goal, Settings, percentile
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 QUESTION = "journal"
 ROWS = "1, 5"
+IS_APART = True
+"""It measures a disk: asked for by name."""
 
 NOTHING, MEMORY = "keeps nothing", ":memory:"
 BURST = 20_000
@@ -203,7 +206,7 @@ def _ends(
     for _ in range(settings.repeats):
         inputs = [job | {"finish": 0.005 + 0.01 * phase / jobs} for phase in range(jobs)]
         for name, seen in asyncio.run(_in_turn(url, sessions, inputs)).items():
-            lags = [one.asked + one.ended - asyncio.run(stamps(url, one.job_id))["finished"] for one in seen]
+            lags = [one.asked + one.ended - told(url, f"/stamps/{one.job_id}")["finished"] for one in seen]
             figure.add(name, statistics.mean(lags) * 1000)
     return [figure]
 
@@ -234,7 +237,7 @@ def _delays(url: str, sessions: dict[str, Session], settings: Settings) -> list[
     async def delays(session: Session) -> list[float]:
         found = []
         for seen in await asyncio.gather(*(follow(session, body) for _ in range(streams))):
-            emitted = (await stamps(url, seen.job_id))["emitted"]
+            emitted = told(url, f"/stamps/{seen.job_id}")["emitted"]
             found += [seen.asked + came - sent for came, sent in zip(seen.chunks, emitted, strict=True)]
         return found
 

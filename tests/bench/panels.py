@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 QUESTION = "panels"
 ROWS = "14"
+IS_APART = True
+"""It drives a page: asked for by name."""
 
 WINDOW = 20.0
 """Seconds over which is counted."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 QUESTION = "screen"
 ROWS = "13"
+IS_APART = True
+"""It drives a page: asked for by name."""
 
 REPAINT = "full repaint"
 CHUNKS = 4_000

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from jupyter_client.manager import KernelManager
 
-from tests.bench.contenders import ROOT, stopwatch, told
+from tests.bench.contenders import ROOT, environment, stopwatch, told
 from tests.bench.figures import FLOOR, OURS, Figure, Goal, Settings, percentile
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 QUESTION = "watching"
 ROWS = "10, 14"
+IS_APART = True
+"""It follows for minutes: asked for by name."""
 
 SETTLE = 12.0
 """Seconds after the last submission in which the first looks, which are close together, are over."""
@@ -44,7 +46,7 @@ PATIENCE = 90.0
 CODE = {
     FLOOR: """
 import asyncio, threading
-from tests.bench.contenders import Floor
+from tests.bench.drivers.clients import Floor
 LOOP, IDS, ENDS = asyncio.new_event_loop(), [], []
 threading.Thread(target=LOOP.run_forever, daemon=True).start()
 FLOOR = Floor(URL)
@@ -167,7 +169,8 @@ def watch(name: str, case: Case, *, quick: bool) -> dict[str, float]:
     settle, window = (2.0, 4.0) if quick else (SETTLE, WINDOW)
     with ExitStack() as stack:
         url = stack.enter_context(stopwatch())
-        kernel = Kernel(stack.enter_context(_client()))
+        _, client = stack.enter_context(fresh_kernel())
+        kernel = Kernel(client)
         kernel.ask(f"URL, PATIENCE = {url!r}, {PATIENCE}\n{CODE[name]}\n{TIMES}")
         cells = 10 if quick else CELLS
         idle = _answers(kernel, cells)
@@ -257,15 +260,15 @@ class Kernel:
 
 
 @contextmanager
-def _client() -> Iterator[BlockingKernelClient]:
+def fresh_kernel() -> Iterator[tuple[KernelManager, BlockingKernelClient]]:
     """A fresh kernel that finds this folder's packages."""
     manager = KernelManager()
-    manager.start_kernel(cwd=str(ROOT), env={**os.environ, "PYTHONPATH": str(ROOT)})
+    manager.start_kernel(cwd=str(ROOT), env=environment(PYTHONPATH=str(ROOT)))
     client = manager.blocking_client()
     client.start_channels()
     try:
         client.wait_for_ready(timeout=60)
-        yield client
+        yield manager, client
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)

@@ -1,0 +1,1 @@
+"""The clients that are measured, and what drives each of them in a process of its own."""
