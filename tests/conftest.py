@@ -31,7 +31,9 @@ FOREIGN_KEYS = ("RUNPOD_API_KEY", "TENSORONE_API_KEY", "TENSORONE_BASE_URL")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--pictures", action="store_true", help="make the README's pictures anew")
-    parser.addoption("--full-size", action="store_true", help="read a journal of 1,000,000 chunks, stream 100 MB")
+    parser.addoption(
+        "--full-size", action="store_true", help="read a journal of 1,000,000 chunks, stream 100 MB"
+    )
     parser.addoption("--write-faults", action="store_true", help="write FAULTS.md anew")
     parser.addoption("--fuzz", type=int, default=2_000, help="so many broken answers to a real client")
     parser.addoption("--kills", type=int, help="kill so many kernels, and print what became of their jobs")

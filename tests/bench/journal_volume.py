@@ -98,7 +98,7 @@ def fill(path: Path, jobs: int, answer: int) -> None:
     for _ in range(jobs):
         number = journal.add(entry(writer.text(200)))
         journal.finish(number, ended(number), chunks=chunks(writer.text(answer)))
-    journal._db.execute("VACUUM INTO ?", (str(path),))
+    journal._db.connection.execute("VACUUM INTO ?", (str(path),))
     journal.close()
 
 
