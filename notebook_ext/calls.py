@@ -13,13 +13,14 @@ from notebook_ext.errors import (
     ProtocolError,
     ServerError,
 )
-from notebook_ext.handle import HUNG_UP, JobHandle, Stopped
+from notebook_ext.events import HUNG_UP, Stopped
 from notebook_ext.types import StreamChunk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from notebook_ext.client import Endpoint
+    from notebook_ext.handle import JobHandle
     from notebook_ext.journal import Journal
     from notebook_ext.keeping import Keeper
     from notebook_ext.queueing import QueueWatch

@@ -17,7 +17,8 @@ from notebook_ext.view import JobView, Reading, facts
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from notebook_ext.handle import JobHandle, Stopped
+    from notebook_ext.events import Stopped
+    from notebook_ext.handle import JobHandle
     from notebook_ext.kernel import FrontEnd
     from notebook_ext.session import Session
 

@@ -136,11 +136,10 @@ class Endpoint:
                 RequestTimeout is the case in which no answer came in `timeout`.
             RateLimitError: Too many requests, nothing was queued; `retry_after` is in seconds.
         """
-        request = self._request(input, policy, webhook, webhook_v2, s3_config)
-        answer = await self._exchange.call(
-            Operation.RUN, body=request.to_json(self.provider.dialect), timeout=timeout
-        )
-        return self._submitted_job(answer)
+        request = JobRequest(input, policy or ExecutionPolicy(), webhook, webhook_v2, s3_config)
+        self._check(request)
+        body = request.to_json(self.provider.dialect)
+        return self._submitted_job(await self._exchange.call(Operation.RUN, body=body, timeout=timeout))
 
     async def run_sync(
         self,
@@ -174,15 +173,8 @@ class Endpoint:
         """
         began = time.monotonic()
         deadline = None if timeout is None else began + timeout
-        job = await self.start_sync(
-            input,
-            policy=policy,
-            webhook=webhook,
-            webhook_v2=webhook_v2,
-            s3_config=s3_config,
-            wait=wait if timeout is None else min(wait, timeout),
-            timeout=timeout,
-        )
+        request = JobRequest(input, policy or ExecutionPolicy(), webhook, webhook_v2, s3_config)
+        job = await self._start_sync(request, wait if timeout is None else min(wait, timeout), timeout)
         while not job.status.is_final:
             left = SYNC_HOLD if deadline is None else deadline - time.monotonic()
             if left <= 0:
@@ -218,7 +210,11 @@ class Endpoint:
         Args and errors are those of `run_sync`; `timeout` is the caller's, beyond which an answer
         is not waited for much longer.
         """
-        request = self._request(input, policy, webhook, webhook_v2, s3_config)
+        request = JobRequest(input, policy or ExecutionPolicy(), webhook, webhook_v2, s3_config)
+        return await self._start_sync(request, wait, timeout)
+
+    async def _start_sync(self, request: JobRequest, wait: float, timeout: float | None) -> Job:
+        self._check(request)
         hold = _clamped(wait)
         if not self.provider.route(Operation.RUNSYNC).takes_wait:  # the answer is the result
             hold = LONGEST_HOLD if timeout is None else timeout
@@ -392,26 +388,18 @@ class Endpoint:
 
     # ------------------------------------------------------------------ inside: one request
 
-    def _request(
-        self,
-        input: Any,
-        policy: ExecutionPolicy | None,
-        webhook: str | None,
-        webhook_v2: str | None,
-        s3_config: Mapping[str, Any] | None,
-    ) -> JobRequest:
-        policy = policy or ExecutionPolicy()
+    def _check(self, request: JobRequest) -> None:
+        """Refuse what the provider is known not to take, before anything is sent."""
         for name, (least, most) in (self.provider.policy_ranges or {}).items():
-            seconds = getattr(policy, name)
+            seconds = getattr(request.policy, name)
             if seconds is not None and not least <= seconds <= most:
                 raise InputError(
                     f"{name} is {seconds:g} s, but {self.provider.name} takes {least:g} s to {most:g} s; "
                     "nothing was sent"
                 )
-        for url in (webhook, webhook_v2):
+        for url in (request.webhook, request.webhook_v2):
             if url is not None and not url.startswith(("https://", "http://")):
                 raise InputError(f"a webhook is an http(s) URL, not {url!r}; nothing was sent")
-        return JobRequest(input, policy, webhook, webhook_v2, s3_config)
 
     def _submitted_job(self, answer: Any) -> Job:
         if isinstance(answer, Mapping) and "status" not in answer:

@@ -1,7 +1,7 @@
 """What is remembered between kernels: endpoints under names of one's own.
 
 They lie in the user's file and in the nearest `.notebook_ext.toml` upward, which wins. A key is
-never written into either; where keys come from is next door in `keys`, and reached from here.
+never written into either; where keys come from is next door in `keys`.
 """
 
 from __future__ import annotations
@@ -16,35 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from notebook_ext.errors import ConfigurationError
-from notebook_ext.keys import (
-    Key,
-    doubt_keyring,
-    find_at_once,
-    find_key,
-    find_or_require,
-    forget_keys,
-    looks_like_key,
-    remember_key,
-    require_key,
-)
+from notebook_ext.keys import looks_like_key
 from notebook_ext.providers import PROVIDERS, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-__all__ = [
-    "Config",
-    "Key",
-    "SavedEndpoint",
-    "doubt_keyring",
-    "find_at_once",
-    "find_key",
-    "find_or_require",
-    "forget_keys",
-    "looks_like_key",
-    "remember_key",
-    "require_key",
-]
+__all__ = ["Config", "SavedEndpoint"]
 
 VERSION = 1
 USER_FILE = "endpoints.toml"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from notebook_ext.entry import Entry
 from notebook_ext.errors import InputError
 from notebook_ext.protocol import Operation
-from notebook_ext.types import ExecutionPolicy
+from notebook_ext.types import ExecutionPolicy, Job, JobStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from notebook_ext.handle import JobHandle
     from notebook_ext.providers import Provider
     from notebook_ext.session import Session
-    from notebook_ext.types import Health, Job
+    from notebook_ext.types import Health
 
 __all__ = ["Connection", "Submission"]
 
@@ -128,6 +130,34 @@ class Connection:
     def provider(self) -> Provider:
         """Where it is; `Endpoint(connection.endpoint.id, connection.provider)` calls it from any loop."""
         return self.endpoint.provider
+
+    def entry(self, submission: Submission, *, profile: str | None, notebook: str | None) -> Entry:
+        """A submission to it as the journal will know it.
+
+        Args:
+            submission: What is to be done.
+            profile: How its output is read; None means as here.
+            notebook: The notebook's path, where it is known.
+        """
+        now = time.time()
+        return Entry(
+            endpoint=self.name,
+            endpoint_id=self.endpoint.id,
+            provider=self.provider.name,
+            base_url=self.provider.base_url,
+            key_variable=self.provider.key_variable,
+            served=self.served,
+            detached=submission.detached,
+            operation=submission.operation,
+            profile=submission.route or profile or self.profile,
+            rate=self.rate,
+            input=submission.input,
+            options=submission.options(),
+            notebook=notebook,
+            cell=submission.cell,
+            submitted_at=now,
+            job=Job(id="", endpoint=self.endpoint.id, status=JobStatus.IN_QUEUE, seen_at=now),
+        )
 
     def submit(self, input: Any, **options: Any) -> JobHandle:
         """Submit one job and return its handle at once; `options` are those of `Submission`."""

@@ -7,7 +7,7 @@ import contextlib
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from notebook_ext import cellcode, config, grammar, profiles, render
+from notebook_ext import cellcode, grammar, keys, profiles, render
 from notebook_ext.arguments import Arguments
 from notebook_ext.display import LONG_TEXT, LiveMarkdown
 from notebook_ext.errors import EndpointError, InputError
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from notebook_ext.display import Loop, Output
+    from notebook_ext.events import Stopped
     from notebook_ext.grammar import Command
-    from notebook_ext.handle import JobHandle, Stopped
+    from notebook_ext.handle import JobHandle
     from notebook_ext.kernel import FrontEnd
     from notebook_ext.session import Session
     from notebook_ext.widgets.prompt import PromptPanel, Typed
@@ -169,7 +170,7 @@ class PromptDesk:
         )
         handle = self._session.submit(connection, submission, profile=profile.name)
         self._remember(handle.number, command)
-        if config.looks_like_key(text):
+        if keys.looks_like_key(text):
             handle.notes.append("this prompt seems to hold a key: put it in a variable before you share it")
         return handle
 

@@ -125,9 +125,9 @@ class Directory:
         """
         if self._default == name:
             self._default = None
-        connection = self._connections.pop(name, None)
-        if connection is not None and connection.served and self._server is not None:
-            self._session.on_loop(self._server.remove, connection.endpoint.id)
+        self._connections.pop(name, None)
+        if self._server is not None and name in self._server.endpoints:
+            self._session.on_loop(self._server.remove, name)
 
     def serve(self, name: str, handler: Any, **options: Any) -> Connection:
         """Serve a handler on an embedded endpoint: the same protocol, on this machine, in this process.
@@ -145,24 +145,23 @@ class Directory:
         """
         server = self._serving({key: options.pop(key) for key in _OF_SERVER if key in options})
         self._session.on_loop(lambda: server.serve(name, handler, **options))
-        starter = server.starter(name)
-        if starter is not None:
-            try:
+        try:
+            connection = self._served(server, name, "chat" if handler == "chat" else "raw")
+            starter = server.starter(name)
+            if starter is not None:
                 self._session.ask(starter.settled(START_WAIT))
-            except ConfigurationError:
-                self._session.on_loop(server.remove, name)
-                self._connections.pop(name, None)
-                self._default = None if self._default == name else self._default
-                raise
-        existing = self._connections.get(name)
-        if existing is not None and existing.served:
-            return existing
-        provider = providers.local(server.base_url, lambda: server.token)
-        connection = self._connection(
-            name, name, provider, "chat" if handler == "chat" else "raw", None, None
-        )
-        connection.served = True
-        self._connections[name] = connection
+        except BaseException:  # also of who interrupts the wait: no process is to be left behind
+            self.forget(name)
+            raise
+        return connection
+
+    def _served(self, server: EmbeddedServer, name: str, profile: str) -> Connection:
+        connection = self._connections.get(name)
+        if connection is None or not connection.served:
+            provider = providers.local(server.base_url, lambda: server.token)
+            connection = self._connection(name, name, provider, profile, None, None)
+            connection.served = True
+            self._connections[name] = connection
         return connection
 
     def queue(self, name: str) -> Queue | None:

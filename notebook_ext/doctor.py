@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from notebook_ext import config
+from notebook_ext import keys
 from notebook_ext.dialects import Operation
 from notebook_ext.errors import EndpointError
 from notebook_ext.kernel import nest_asyncio_conflict
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from notebook_ext.kernel import FrontEnd
     from notebook_ext.session import Session
 
-__all__ = ["Finding", "Mark", "examine", "report"]
+__all__ = ["Finding", "Mark", "examine", "report", "versions"]
 
 SLOW = 2.0
 """Seconds from which on an answer of an endpoint counts as slow."""
@@ -156,7 +156,7 @@ def _endpoint(session: Session, name: str) -> Iterator[Finding]:
 def _key(connection: Connection) -> Finding:
     provider = connection.provider
     try:
-        found = config.find_key(provider, name=connection.name)
+        found = keys.find_key(provider, name=connection.name)
     except EndpointError as error:
         return Finding(Mark.BAD, "key", str(error))
     if found is not None:
@@ -184,6 +184,13 @@ def _answer(connection: Connection) -> Iterator[Finding]:
     reason = wait_reason(health)
     jobs = f"{health.jobs['in_queue']} queued, {health.jobs['in_progress']} running"
     yield Finding(Mark.NOTE if reason else Mark.GOOD, "workers", f"{jobs}; {reason or 'ready'}")
+
+
+def versions() -> str:
+    """The versions of this and of what it stands on, in one line."""
+    names = ("notebook_ext", "ipython", "ipykernel", "ipywidgets", "httpx")
+    found = [f"{name} {version}" if (version := _version(name)) else f"no {name}" for name in names]
+    return f"{', '.join(found)}, Python {sys.version.split()[0]}"
 
 
 def _version(name: str) -> str | None:

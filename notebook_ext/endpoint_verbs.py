@@ -9,11 +9,12 @@ import os
 import shlex
 from typing import TYPE_CHECKING, Any, cast
 
-from notebook_ext import config, profiles, providers, workercode
+from notebook_ext import config, keys, profiles, providers, workercode
 from notebook_ext.dialects import Operation
 from notebook_ext.errors import ConfigurationError, InputError
+from notebook_ext.options import HANDLERS
 from notebook_ext.types import JobStatus
-from notebook_ext.vocabulary import HANDLERS, VERBS
+from notebook_ext.vocabulary import VERBS
 
 if TYPE_CHECKING:
     from notebook_ext.arguments import Arguments
@@ -232,7 +233,7 @@ class EndpointVerbs:
         provider = self._session.connect(name).provider
         if options.use:
             self._session.endpoints.use(name)
-        key = config.find_key(provider, name=name, variable=saved.key_variable)
+        key = keys.find_key(provider, name=name, variable=saved.key_variable)
         has_key = f"its key comes from {key.source}" if key else f"it has no key yet: %endpoint login {name}"
         return f"{name} is {saved.endpoint_id} at {provider.name}, saved in {path}; {has_key}"
 
@@ -275,7 +276,7 @@ class EndpointVerbs:
                 f"nobody can type a key here: set the variable {variable} before the run"
             )
         key = getpass.getpass(f"Key of {name}: ")
-        where = config.remember_key(provider, key, name=name if saved is not None else None)
+        where = keys.remember_key(provider, key, name=name if saved is not None else None)
         kept = "kept in the keyring" if where == "keyring" else "remembered until this kernel ends"
         return f"the key of {name} is {kept}"
 

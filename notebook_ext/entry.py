@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from notebook_ext.journal_path import UNKNOWN_FOR
-from notebook_ext.types import Job, JobStatus, WorkerError
+from notebook_ext.types import ExecutionPolicy, Job, JobStatus, WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -80,6 +80,13 @@ class Entry:
     def is_given_up(self) -> bool:
         """Whether its submission was never answered, and so long ago that it is no longer looked for."""
         return not self.job.id and time.time() - self.submitted_at > UNKNOWN_FOR
+
+    @property
+    def policy(self) -> ExecutionPolicy:
+        """The server's clocks that it was given."""
+        return ExecutionPolicy(
+            execution_timeout=self.options.get("execution_timeout"), ttl=self.options.get("ttl")
+        )
 
     @property
     def body_hash(self) -> str:

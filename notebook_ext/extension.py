@@ -24,7 +24,7 @@ _SHOWN = (
     ("notebook_ext.types", "Job"),
     ("notebook_ext.types", "Health"),
     ("notebook_ext.handle", "JobHandle"),
-    ("notebook_ext.verbs", "JobTable"),
+    ("notebook_ext.results", "JobTable"),
 )
 """What the magics show in their own way; by name, so that it need not be imported for that."""
 

@@ -14,13 +14,11 @@ from notebook_ext.errors import (
     ConnectionFailed,
     EndpointError,
     JobLost,
-    ProtocolError,
     RateLimitError,
-    ServerError,
-    TransportError,
 )
 from notebook_ext.mending import MISSING, Received
-from notebook_ext.pacing import HELD, tell_pause
+from notebook_ext.pacing import HELD
+from notebook_ext.patience import TRANSIENT, Patience
 from notebook_ext.types import Job, JobStatus, StreamChunk
 
 if TYPE_CHECKING:
@@ -28,17 +26,7 @@ if TYPE_CHECKING:
 
     from notebook_ext.pacing import Polls
 
-__all__ = ["TRANSIENT", "Following", "Patience", "differs", "look_pause", "looks"]
-
-MOST_FAILURES = 6
-"""How many answers in a row may be lost before a job is no longer followed."""
-LONGEST_ASKED = 60.0
-"""Seconds that a server's wish to be left alone is heeded."""
-PATIENCE, LONGEST_REST = 300.0, 10.0
-"""Seconds without a connection (nothing is lost by that) before a job is no longer followed; the
-longest pause between two attempts."""
-TRANSIENT = (AnswerLost, ServerError, ProtocolError, ConnectionFailed, RateLimitError)
-"""Failures that may pass."""
+__all__ = ["Following", "differs", "look_pause", "looks"]
 
 SHORTEST_PAUSE, PAUSE_SHARE, LONGEST_PAUSE = 0.005, 0.02, 1.0
 """From one empty answer that was not held to the next: seconds, share of the time since anything came,
@@ -69,53 +57,6 @@ class _Source(Protocol):
     async def read_stream(
         self, job_id: str, *, hold: float, first_index: int
     ) -> tuple[JobStatus | None, list[StreamChunk]]: ...
-
-
-class Patience:
-    """Lets time pass after a failure, or gives up.
-
-    Args:
-        what: The job, in words.
-        job_id: The server's id.
-    """
-
-    def __init__(self, what: str, job_id: str) -> None:
-        self._what = what
-        self._job_id = job_id
-        self.renew()
-
-    def renew(self) -> None:
-        """A good answer came."""
-        self._losses = self._failures = 0
-        self._failing_since = time.monotonic()
-
-    async def after(self, error: EndpointError) -> None:
-        """Wait a little.
-
-        Raises:
-            AnswerLost: It was one answer too many that was lost.
-            TransportError: There has been no connection for too long; nothing was lost by that.
-        """
-        now = time.monotonic()
-        if not self._failures:
-            self._failing_since = now
-        self._failures += 1
-        is_loss = not isinstance(error, (ConnectionFailed, RateLimitError))
-        self._losses += is_loss
-        if self._losses >= MOST_FAILURES or now - self._failing_since >= PATIENCE:
-            last = str(error).rstrip(".?")
-            raise (AnswerLost if self._losses else TransportError)(
-                f"following {self._what} failed {self._failures} times in a row; the last time: {last}. "
-                "The job itself may go on: attach to it again, or cancel it",
-                job_id=self._job_id,
-            ) from error
-        most = min(0.1 * 2 ** min(self._failures, 10), LONGEST_REST)
-        asked = error.retry_after if isinstance(error, RateLimitError) else None
-        jitter = random.uniform(most / 2, most)  # noqa: S311 - no secret
-        pause = min(asked, LONGEST_ASKED) if asked else jitter
-        if isinstance(error, RateLimitError):
-            tell_pause(pause)
-        await asyncio.sleep(pause)
 
 
 class Following:

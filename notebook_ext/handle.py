@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from notebook_ext.errors import (
@@ -17,94 +15,26 @@ from notebook_ext.errors import (
     WaitTimeout,
     job_error,
 )
+from notebook_ext.events import Ended, Stopped, Subscribers
 from notebook_ext.protocol import Operation
-from notebook_ext.run import OVER, Run, news, tell
+from notebook_ext.run import OVER, Chunks, Run, news, tell
 from notebook_ext.streamed import Streamed
-from notebook_ext.types import Health, Job, JobStatus, StreamChunk
+from notebook_ext.types import Job, JobStatus, StreamChunk
 
 if TYPE_CHECKING:
     import concurrent.futures
-    from collections.abc import AsyncIterator, Callable, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
+    from notebook_ext.entry import Entry
     from notebook_ext.errors import JobError
+    from notebook_ext.events import Event
     from notebook_ext.journal import Journal
-    from notebook_ext.types import ExecutionPolicy
 
-__all__ = ["HUNG_UP", "Ended", "Event", "JobHandle", "Queued", "Stopped"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["JobHandle"]
 
 T = TypeVar("T")
 
-HUNG_UP = "its connection was closed; whether its worker stopped, the OpenAI route does not tell"
-"""What is known of a job by that route that was stopped."""
 _RETRIABLE = frozenset({JobStatus.FAILED, JobStatus.TIMED_OUT})
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The last event of a job: nothing more will come.
-
-    Args:
-        error: Why it did not end well; None for a COMPLETED job.
-    """
-
-    error: EndpointError | None
-
-
-@dataclass(frozen=True, slots=True)
-class Queued:
-    """Why a job may still be waiting in the queue.
-
-    Args:
-        health: The endpoint's counters.
-        cold_starts: Seconds that earlier jobs here waited for a worker to start, newest first.
-    """
-
-    health: Health
-    cold_starts: tuple[float, ...] = ()
-
-
-Event = Job | StreamChunk | Queued | Ended
-"""What a subscriber gets: a snapshot when the job changed or is being stopped, a chunk, what is known of
-the queue while the job waits in it, and `Ended` last."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """What became of a job that was to be stopped.
-
-    Args:
-        handle: The job.
-        confirmed: Whether its remote state was seen to be final.
-        error: Why it could not be confirmed.
-    """
-
-    handle: JobHandle
-    confirmed: bool
-    error: EndpointError | None = None
-
-    def __repr__(self) -> str:
-        return str(self)  # the last line of a cell is often `job.cancel()`
-
-    def __str__(self) -> str:
-        job = self.handle.job
-        name = f"@{self.handle.number}"
-        if self.handle.never_submitted:
-            return f"{name} was never submitted"
-        if self.handle.is_call and self.handle.was_stopped and not self.confirmed:
-            return f"{name}: {HUNG_UP}"
-        if not self.confirmed:
-            why = f": {self.error}" if self.error else f": still {job.status}"
-            return f"{name} could not be confirmed as stopped{why}"
-        ran = f" after {job.execution_time:.1f} s of execution" if job.execution_time else ""
-        if job.status is JobStatus.CANCELLED:
-            return f"{name} CANCELLED{ran or ' before it ran'}"
-        if job.status is JobStatus.LOST:
-            return f"{name} LOST: the server no longer knows it"
-        if self.handle.was_stopped:
-            return f"{name} ended while it was being cancelled: {job.status}{ran}; what came of it is kept"
-        return f"{name} was already {job.status}{ran}"
 
 
 class _Owner(Protocol):
@@ -128,6 +58,11 @@ class _Owner(Protocol):
 class JobHandle:
     """A job that is being followed; sync, safe to use from any thread, and awaitable.
 
+    Args:
+        owner: The session that follows it.
+        entry: The job as the journal has it.
+        has_retry: Whether its provider has a route for that.
+
     Attributes:
         number: The journal's number, shown as `@17`.
         endpoint: The name of its endpoint.
@@ -142,46 +77,29 @@ class JobHandle:
         notes: What a reader of the result should know, such as text that may be missing.
     """
 
-    def __init__(
-        self,
-        owner: _Owner,
-        *,
-        number: int,
-        endpoint: str,
-        profile: str,
-        input: Any,
-        submitted_at: float,
-        job: Job,
-        operation: str = "run",
-        rate: float | None = None,
-        served: bool = False,
-        detached: bool = False,
-        body_hash: str = "",
-        has_retry: bool = True,
-        policy: ExecutionPolicy | None = None,
-    ) -> None:
+    def __init__(self, owner: _Owner, entry: Entry, *, has_retry: bool = True) -> None:
         self._owner = owner
         self._has_retry = has_retry
-        self._policy = policy
-        self.body_hash = body_hash
-        self.number = number
-        self.endpoint = endpoint
-        self.profile = profile
-        self.input = input
-        self.operation = operation
-        self.rate = rate
-        self.served = served
-        self.submitted_at = submitted_at
-        self.job = job
-        self.detached = detached
+        self._policy = entry.policy
+        self.body_hash = entry.body_hash
+        self.number = entry.number
+        self.endpoint = entry.endpoint
+        self.profile = entry.profile
+        self.input = entry.input
+        self.operation = entry.operation
+        self.rate = entry.rate
+        self.served = entry.served
+        self.submitted_at = entry.submitted_at
+        self.job = entry.job
+        self.detached = entry.detached
         self.was_stopped = False
         self.notes: list[str] = []
-        self._run = Run(Streamed(self._in_journal), is_queued=job.status is JobStatus.IN_QUEUE)
+        self._run = Run(Streamed(self._in_journal), is_queued=self.job.status is JobStatus.IN_QUEUE)
         self.paused_for = 0.0
         """Seconds in which the server had too many requests, and what was asked about it waited."""
         self._paused_until = 0.0
         self._stops = 0  # asked for, and not yet answered
-        self._subscribers: list[Callable[[Event], None]] = []  # changed and called on the loop thread alone
+        self._subscribers = Subscribers(f"@{self.number}")
 
     def __repr__(self) -> str:
         name = self.id or ("by the OpenAI route" if self.is_call else "no id yet")
@@ -387,7 +305,7 @@ class JobHandle:
             raise self.error
         return self.value
 
-    def chunks(self) -> _Chunks:
+    def chunks(self) -> Chunks:
         """Its chunks from the first, as they come; serves `for` and `async for`.
 
         A loop that began before a retry ends with what the job was then.
@@ -395,7 +313,7 @@ class JobHandle:
         Raises:
             JobError: After the last chunk, where the job ended in anything but COMPLETED.
         """
-        return _Chunks(self, self._run)
+        return Chunks(self._run, self._wait_for)
 
     # ------------------------------------------------------------------ change
 
@@ -444,7 +362,7 @@ class JobHandle:
             A function that ends the subscription.
         """
         self._on_loop(self._tell_all, subscriber)
-        return lambda: self._on_loop(self._drop, subscriber)
+        return lambda: self._on_loop(self._subscribers.drop, subscriber)
 
     def _on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
         if self._owner.closed:
@@ -458,13 +376,9 @@ class JobHandle:
         for chunk in run.streamed.since():
             subscriber(chunk)
         if run.ended is None:
-            self._subscribers.append(subscriber)
+            self._subscribers.add(subscriber)
         else:
             subscriber(run.ended)
-
-    def _drop(self, subscriber: Callable[[Event], None]) -> None:
-        if subscriber in self._subscribers:
-            self._subscribers.remove(subscriber)
 
     # ------------------------------------------------------------------ the session's side
 
@@ -478,14 +392,8 @@ class JobHandle:
             run.saw_chunk(event, self.elapsed)
         elif isinstance(event, Ended):
             run.ended = event
-        for subscriber in list(self._subscribers):
-            try:
-                subscriber(event)
-            except Exception:  # noqa: BLE001 - one bad view must not stop the job's watcher
-                _log.exception("a subscriber of @%s failed and is dropped", self.number)
-                self._drop(subscriber)
+        self._subscribers.tell(event)
         if isinstance(event, Ended):
-            self._subscribers.clear()
             tell(run.done)
         if self.job.id or isinstance(event, Ended):
             tell(run.id_known)
@@ -611,7 +519,7 @@ class JobHandle:
         """Return when nothing more will come."""
         await asyncio.wrap_future(self._run.done)
 
-    def wait_for(self, future: concurrent.futures.Future[Any]) -> None:
+    def _wait_for(self, future: concurrent.futures.Future[Any]) -> None:
         """Let the session wait, so that clicks are heard meanwhile."""
         self._check_session()
         self._owner.wait_for(future, None)
@@ -624,37 +532,3 @@ class JobHandle:
         else:
             then = f", then `%endpoint attach {self.id}`" if self.id else " starts another one"
         raise ConfigurationError(f"the session of @{self.number} is closed; %load_ext notebook_ext{then}")
-
-
-class _Chunks:
-    """A job's chunks, for both kinds of loop."""
-
-    def __init__(self, handle: JobHandle, run: Run) -> None:
-        self._handle = handle
-        self._run = run
-
-    def __iter__(self) -> Iterator[StreamChunk]:
-        index = 0
-        while True:
-            change, ended = self._run.changed, self._run.ended
-            for chunk in self._run.streamed.since(index):
-                index += 1
-                yield chunk
-            if ended is not None:
-                break
-            self._handle.wait_for(change)
-        if ended.error is not None:
-            raise ended.error
-
-    async def __aiter__(self) -> AsyncIterator[StreamChunk]:
-        index = 0
-        while True:
-            change, ended = self._run.changed, self._run.ended
-            for chunk in self._run.streamed.since(index):
-                index += 1
-                yield chunk
-            if ended is not None:
-                break
-            await asyncio.wrap_future(change)
-        if ended.error is not None:
-            raise ended.error

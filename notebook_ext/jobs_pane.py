@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from notebook_ext import prompts, render, tables
 from notebook_ext.errors import JournalError
-from notebook_ext.handle import Ended
+from notebook_ext.events import Ended
 from notebook_ext.pane import Pane, count_jobs, time_of_day
 from notebook_ext.protocol import Operation
 from notebook_ext.providers import PROVIDERS
@@ -23,7 +23,8 @@ from notebook_ext.watching import Steady
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from notebook_ext.handle import Event, JobHandle
+    from notebook_ext.events import Event
+    from notebook_ext.handle import JobHandle
     from notebook_ext.kernel import FrontEnd
     from notebook_ext.session import Session
     from notebook_ext.widgets.jobs import JobLine

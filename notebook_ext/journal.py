@@ -9,76 +9,30 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from notebook_ext.completions import said_in
+from notebook_ext import pruning, search
+from notebook_ext.database import Database
 from notebook_ext.entry import COLUMNS, LARGE_COLUMNS, Entry, from_row, job_to_row, to_row
 from notebook_ext.errors import JournalError
-from notebook_ext.journal_path import UNKNOWN_FOR, located, sessions_of
+from notebook_ext.journal_path import located, sessions_of
 from notebook_ext.leases import Presence
-from notebook_ext.schema import migrate
+from notebook_ext.pruning import KEPT_DAYS, KEPT_MEGABYTES
+from notebook_ext.search import Found
 from notebook_ext.streams import AS_OUTPUT, Streams, packed_text
 from notebook_ext.values import Values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from notebook_ext.pruning import Pruned
     from notebook_ext.types import Job, StreamChunk
 
-__all__ = ["Found", "Journal", "Pruned"]
+__all__ = ["Journal"]
 
-BUSY = 1.0
-"""Seconds to wait for another kernel's write."""
-BUSY_FOR = 10.0
-"""Seconds after waiting in vain in which only submissions wait again: the loop does all other work, too."""
-KEPT_DAYS, KEPT_MEGABYTES = 180.0, 1024.0
-"""What is older, and then what is oldest, is removed when a journal has outgrown this."""
 COLD_STARTS = 20
 """How many of an endpoint's last cold starts are looked at."""
-INDEXED = 20_000
-"""Characters of a prompt, and of an answer, that a search sees."""
-
-_UNWRITABLE = (sqlite3.Error, OSError, ValueError, OverflowError, RecursionError)
-"""A full disk; half of a surrogate pair; a number too large for SQLite; JSON that is too deep."""
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A job that a search found.
-
-    Args:
-        entry: The job.
-        excerpt: Where the words stand, in its prompt or its answer.
-    """
-
-    entry: Entry
-    excerpt: str
-
-
-@dataclass(frozen=True, slots=True)
-class Pruned:
-    """What was removed because a journal had outgrown its limits.
-
-    Args:
-        jobs: How many.
-        freed: Bytes.
-        oldest: When the oldest job that is left was submitted; None where none is left.
-    """
-
-    jobs: int
-    freed: int
-    oldest: float | None
-
-    def __str__(self) -> str:
-        left = (
-            ""
-            if self.oldest is None
-            else time.strftime("; it begins on %Y-%m-%d now", time.localtime(self.oldest))
-        )
-        return f"{self.jobs} old job(s), {self.freed / 1e6:.1f} MB, were removed from the journal{left}"
 
 
 class Journal:
@@ -96,40 +50,20 @@ class Journal:
     def __init__(self, path: str = ":memory:") -> None:
         self.path = path = located(path)
         self.warning: str | None = None
-        self._locked_until = 0.0  # on the monotonic clock
         self.is_kept = path != ":memory:"
         beside = Path(f"{path}.d") if self.is_kept else None
         with contextlib.ExitStack() as undo:
             try:
                 if beside is not None:
                     beside.parent.mkdir(parents=True, exist_ok=True)
-                # Opened on one thread and used on the loop's; there is only one writer.
-                self._db = sqlite3.connect(path, timeout=BUSY, check_same_thread=False, isolation_level=None)
+                self._db = Database(path)
                 undo.callback(self._db.close)
-                if self._db.execute("PRAGMA page_count").fetchone() == (0,):  # later it would only be a write
-                    self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = NORMAL")
-                migrate(self._db)
-                self._check_writable()
                 self._presence = Presence(sessions_of(path) if self.is_kept else None)
                 self._values = Values(beside / "values" if beside else None)
-                self._streams = Streams(self._using, self._values)
+                self._streams = Streams(self._db.using, self._values)
             except (sqlite3.Error, OSError, JournalError) as error:
                 raise JournalError(f"the journal {path} cannot be opened: {error}") from error
             undo.pop_all()
-
-    def _check_writable(self) -> None:
-        self._db.execute("PRAGMA busy_timeout = 0")
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute("UPDATE jobs SET number = number WHERE number = -1")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # another kernel writes: that passes
-                raise
-        finally:
-            self._db.rollback()
-            self._db.execute(f"PRAGMA busy_timeout = {BUSY * 1000:.0f}")
 
     def close(self) -> None:
         """Follow no job any longer, and close the file."""
@@ -144,32 +78,6 @@ class Journal:
     def is_alive(self, owner: str | None) -> bool:
         """Whether the session that follows a job is still there."""
         return self._presence.is_alive(owner)
-
-    @contextlib.contextmanager
-    def _using(self) -> Iterator[sqlite3.Connection]:
-        """The database; what it cannot hold or do is a JournalError."""
-        try:
-            yield self._db
-        except _UNWRITABLE as error:
-            raise JournalError(f"the journal {self.path} could not be used: {error}") from error
-
-    @contextlib.contextmanager
-    def _writing(self, *, is_urgent: bool = False) -> Iterator[sqlite3.Connection]:
-        """The database in one transaction.
-
-        Args:
-            is_urgent: Wait for another kernel's write, also where that was in vain a moment ago.
-        """
-        waits = is_urgent or time.monotonic() >= self._locked_until
-        self._db.execute(f"PRAGMA busy_timeout = {BUSY * waits * 1000:.0f}")
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
-            if waits:
-                self._locked_until = time.monotonic() + BUSY_FOR
-            raise
-        with self._db:  # commits, or rolls back
-            yield self._db
 
     # ------------------------------------------------------------------ write
 
@@ -190,28 +98,22 @@ class Journal:
             JournalError: It could not be written.
         """
         row = to_row(entry, str) | {"owner": self.owner}
-        with self._using() as db:
-            db.execute("PRAGMA synchronous = FULL")
-            try:
-                with self._writing(is_urgent=True):
-                    row = self._put(row)
-                    cursor = db.execute(
-                        f"INSERT INTO jobs ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})",  # noqa: S608 - ours
-                        tuple(row.values()),
-                    )
-                    number = cursor.lastrowid or 0
-                    prompt = _beginning(texts(entry.input), "\n")
-                    db.execute(
-                        "INSERT INTO texts (rowid, prompt, answer) VALUES (?, ?, '')",
-                        (number, _plain(prompt)),
-                    )
-            finally:
-                db.execute("PRAGMA synchronous = NORMAL")
-            return number
+        with self._db.lasting(), self._db.writing(is_urgent=True) as db:
+            row = self._put(row)
+            cursor = db.execute(
+                f"INSERT INTO jobs ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})",  # noqa: S608 - ours
+                tuple(row.values()),
+            )
+            number = cursor.lastrowid or 0
+            db.execute(
+                "INSERT INTO texts (rowid, prompt, answer) VALUES (?, ?, '')",
+                (number, search.prompt_text(entry.input)),
+            )
+        return number
 
     def update(self, number: int, job: Job) -> None:
         """Keep the newest snapshot of a job, its id too, unless another session follows it."""
-        with self._using(), self._writing() as db:
+        with self._db.writing() as db:
             row = self._put(job_to_row(job, str))
             db.execute(
                 f"UPDATE jobs SET {_changes(row)} WHERE number = ?"  # noqa: S608 - ours
@@ -229,7 +131,7 @@ class Journal:
         if not batch:
             return True
         outputs = packed_text([chunk.output for chunk in batch])
-        with self._using(), self._writing() as db:
+        with self._db.writing() as db:
             cursor = db.execute(
                 "INSERT OR REPLACE INTO chunks (number, position, count, outputs)"
                 " SELECT number, ?, ?, ? FROM jobs WHERE number = ? AND owner = ?",
@@ -259,9 +161,8 @@ class Journal:
         streamed: Iterable[StreamChunk] = self.each_chunk(number) if chunks is None else chunks
         if packs:
             streamed = list(streamed)
-        answer = _beginning(text for chunk in streamed for text in _words(chunk.output))
-        answer = answer or _beginning(_words(job.output), "\n")
-        with self._using():
+        answer = search.answer_text(streamed, job.output)
+        with self._db.using():
             row = job_to_row(job, str)
             packed = packed_text([chunk.output for chunk in streamed]) if packs and streamed else None
             is_output = packed == row["output"] if packed else self._streams.is_output(number, job.output)
@@ -271,7 +172,7 @@ class Journal:
                 "owner": None,
                 "is_final": True,  # nothing more comes, whatever its state says
             }
-            with self._writing() as db:
+            with self._db.writing() as db:
                 row = self._put(row)
                 cursor = db.execute(
                     f"UPDATE jobs SET {_changes(row)} WHERE number = ? AND owner = ?",  # noqa: S608 - ours
@@ -281,7 +182,7 @@ class Journal:
                     return  # another session follows it, and knows more
                 if packs or is_output:
                     db.execute("DELETE FROM chunks WHERE number = ?", (number,))
-                db.execute("UPDATE texts SET answer = ? WHERE rowid = ?", (_plain(answer), number))
+                db.execute("UPDATE texts SET answer = ? WHERE rowid = ?", (answer, number))
 
     def restart(self, number: int, job: Job) -> bool:
         """Forget how a job ended: it is retried, and begins again.
@@ -289,7 +190,7 @@ class Journal:
         Returns:
             Whether it may be; not where another session was faster.
         """
-        with self._using(), self._writing(is_urgent=True) as db:
+        with self._db.writing(is_urgent=True) as db:
             cursor = db.execute(
                 "UPDATE jobs SET streamed = NULL, notes = '[]', status = ?, is_final = 0, output = NULL,"
                 " error = NULL, owner = ? WHERE number = ? AND (owner = ? OR owner IS NULL AND status IN"
@@ -302,14 +203,14 @@ class Journal:
 
     def discard(self, number: int) -> None:
         """Forget a job that surely was never submitted."""
-        with self._using(), self._writing() as db:
+        with self._db.writing() as db:
             db.execute("DELETE FROM jobs WHERE number = ?", (number,))
             db.execute("DELETE FROM chunks WHERE number = ?", (number,))
             db.execute("DELETE FROM texts WHERE rowid = ?", (number,))
 
     def was_cold(self, number: int) -> None:
         """Remember that a job waited for a worker to start, so that its queue time is a cold start's."""
-        with self._using() as db:
+        with self._db.using() as db:
             db.execute("UPDATE jobs SET was_cold = 1 WHERE number = ?", (number,))
 
     # ------------------------------------------------------------------ own
@@ -321,7 +222,7 @@ class Journal:
             number: The job.
             owner: Who was seen to own it, and to be gone.
         """
-        with self._using(), self._writing(is_urgent=True) as db:
+        with self._db.writing(is_urgent=True) as db:
             cursor = db.execute(
                 "UPDATE jobs SET owner = ? WHERE number = ? AND owner IS ?", (self.owner, number, owner)
             )
@@ -332,17 +233,17 @@ class Journal:
 
         One that is left without this had an owner who may have read more.
         """
-        with self._using(), self._writing(is_urgent=True) as db:
+        with self._db.writing(is_urgent=True) as db:
             db.execute("UPDATE jobs SET owner = NULL WHERE number = ? AND owner = ?", (number, self.owner))
 
     def version(self) -> int:
         """A number that changes when another session has written to the file."""
-        with self._using() as db:
+        with self._db.using() as db:
             return int(db.execute("PRAGMA data_version").fetchone()[0])
 
     def owner_of(self, number: int) -> str | None:
         """The session that follows a job; None where none does."""
-        with self._using() as db:
+        with self._db.using() as db:
             row = db.execute("SELECT owner FROM jobs WHERE number = ?", (number,)).fetchone()
             return row[0] if row else None
 
@@ -409,7 +310,7 @@ class Journal:
 
     def cold_starts(self, base_url: str, endpoint_id: str) -> tuple[float, ...]:
         """Seconds that an endpoint's last jobs waited for a worker to start, newest first."""
-        with self._using() as db:
+        with self._db.using() as db:
             rows = db.execute(
                 "SELECT delay_time FROM jobs WHERE base_url = ? AND endpoint_id = ? AND was_cold"
                 " AND delay_time IS NOT NULL ORDER BY number DESC LIMIT ?",
@@ -424,20 +325,11 @@ class Journal:
             words: Beginnings of words.
             limit: How many at most.
         """
-        query = " ".join(f'"{word}"*' for word in _plain(words).replace('"', " ").split())
-        if not query:
-            return []
-        with self._using() as db:
-            rows = db.execute(
-                "SELECT rowid, snippet(texts, -1, '', '', '…', 16) FROM texts WHERE texts MATCH ?"
-                " ORDER BY bm25(texts, 10.0, 1.0), rowid DESC LIMIT ?",
-                (query, limit),
-            ).fetchall()
-        found = [(self.get(number), excerpt) for number, excerpt in rows]
+        found = [(self.get(number), excerpt) for number, excerpt in search.matches(self._db, words, limit)]
         return [Found(entry, excerpt) for entry, excerpt in found if entry is not None]
 
     def _select(self, where: str, *values: object) -> list[Entry]:
-        with self._using() as db:
+        with self._db.using() as db:
             rows = db.execute(
                 f"SELECT {', '.join(COLUMNS)} FROM jobs {where}",  # noqa: S608 - both are ours
                 values,
@@ -448,11 +340,7 @@ class Journal:
 
     def size(self) -> int:
         """Bytes on the disk, or in memory."""
-        with self._using() as db:
-            (pages,), (page,) = (
-                db.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size")
-            )
-            return int(pages * page) + self._values.size()
+        return pruning.size(self._db, self._values)
 
     def prune(self, *, days: float = KEPT_DAYS, megabytes: float = KEPT_MEGABYTES) -> Pruned | None:
         """Remove ended jobs that are too old, and then the oldest while that makes a large journal smaller.
@@ -467,89 +355,8 @@ class Journal:
         Returns:
             What was removed; None where nothing was.
         """
-        before = self.size()
-        newest = self._using_one("SELECT max(submitted_at) FROM jobs") or 0.0
-        now = min(time.time(), newest)
-        ended = "(is_final OR status = 'AMBIGUOUS' AND job_id = '' AND submitted_at < ?)"
-        given_up = now - UNKNOWN_FOR
-        removed = self._remove(f"{ended} AND submitted_at < ?", given_up, now - days * 86400)
-        freed, excess = float("inf"), self.size() - megabytes * 1e6
-        while excess > 0 and freed > excess / 100:  # else it is open jobs that have the room
-            removed += self._remove(
-                f"number IN (SELECT number FROM jobs WHERE {ended} ORDER BY number LIMIT"  # noqa: S608 - ours
-                " (SELECT max(1, count(*) / 10) FROM jobs))",
-                given_up,
-            )
-            earlier, excess = excess, self.size() - megabytes * 1e6
-            freed = earlier - excess
-        if not removed:
-            return None
-        oldest = next(iter(self._select("ORDER BY number LIMIT 1")), None)
-        return Pruned(removed, before - self.size(), oldest.submitted_at if oldest else None)
-
-    def _using_one(self, query: str) -> Any:
-        with self._using() as db:
-            return db.execute(query).fetchone()[0]
-
-    def _remove(self, where: str, *values: object) -> int:
-        with self._using() as db:
-            with self._writing():
-                # A foreign key would do this by itself, and make the end of every stream twice as long.
-                for table, key in (("texts", "rowid"), ("chunks", "number")):
-                    db.execute(
-                        f"DELETE FROM {table} WHERE {key} IN (SELECT number FROM jobs WHERE {where})",  # noqa: S608 - ours
-                        values,
-                    )
-                cursor = db.execute(f"DELETE FROM jobs WHERE {where}", values)  # noqa: S608 - ours
-            if cursor.rowcount:
-                db.execute("PRAGMA incremental_vacuum").fetchall()
-                with self._writing():
-                    self._values.sweep(self._references())
-            return cursor.rowcount
-
-    def _references(self) -> set[bytes]:
-        tables = "SELECT input FROM jobs UNION SELECT output FROM jobs UNION SELECT error FROM jobs"
-        rows = self._db.execute(
-            f"{tables} UNION SELECT streamed FROM jobs UNION SELECT outputs FROM chunks"  # noqa: S608 - ours
-        )
-        return {value for (value,) in rows if isinstance(value, bytes)}
-
-
-def texts(value: Any) -> Iterator[str]:
-    """Every string in a JSON value, in its order; the keys of objects are not among them."""
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, dict):
-            waiting.extend(reversed(item.values()))
-        elif isinstance(item, list):
-            waiting.extend(reversed(item))
-
-
-def _words(output: Any) -> Iterable[str]:
-    """What of an output a search finds: of a piece of a completion its words, and not what is around them."""
-    spoken = said_in(output)
-    return texts(output) if spoken is None else spoken
-
-
-def _beginning(parts: Iterable[str], between: str = "") -> str:
-    """As much of a text as a search sees."""
-    found: list[str] = []
-    length = 0
-    for part in parts:
-        found.append(part[:INDEXED])
-        length += len(part)
-        if length >= INDEXED:
-            break
-    return between.join(found)[:INDEXED]
+        return pruning.prune(self._db, self._values, days, megabytes)
 
 
 def _changes(row: Mapping[str, object]) -> str:
     return ", ".join(f"{name} = ?" for name in row)
-
-
-def _plain(text: str) -> str:
-    """The text as SQLite takes it: halves of surrogate pairs have no place there."""
-    return text.encode("utf-8", "replace").decode()

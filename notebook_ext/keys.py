@@ -26,7 +26,6 @@ __all__ = [
     "forget_keys",
     "looks_like_key",
     "remember_key",
-    "require_key",
 ]
 
 SERVICE = "notebook_ext"
@@ -70,18 +69,6 @@ def find_key(provider: Provider, *, name: str | None = None, variable: str | Non
         ConfigurationError: What was found cannot be sent in a header.
     """
     return _find(provider, name, variable, _from_keyring)
-
-
-def require_key(provider: Provider, *, name: str | None = None, variable: str | None = None) -> Key:
-    """`find_key`, or an error that says what to do.
-
-    Raises:
-        ConfigurationError: There is none.
-    """
-    key = find_key(provider, name=name, variable=variable)
-    if key is None:
-        raise _missing(provider, name, variable)
-    return key
 
 
 def find_or_require(

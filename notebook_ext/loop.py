@@ -10,13 +10,14 @@ import atexit
 import concurrent.futures
 import contextlib
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["LoopThread"]
+__all__ = ["LoopThread", "wait"]
 
 T = TypeVar("T")
 
@@ -121,3 +122,19 @@ async def _cancel_all(timeout: float) -> None:
         task.cancel()
     if tasks:
         await asyncio.wait(tasks, timeout=timeout)
+
+
+def wait(future: concurrent.futures.Future[Any], timeout: float | None) -> bool:
+    """Wait for what is done on the loop, from another thread; tells whether it is done.
+
+    Args:
+        future: What is waited for.
+        timeout: Seconds to wait; None waits for as long as it takes.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while not future.done():  # in slices: on some platforms an endless wait cannot be interrupted
+        left = 0.1 if deadline is None else deadline - time.monotonic()
+        if left <= 0:
+            return False
+        concurrent.futures.wait([future], min(0.1, left))
+    return True

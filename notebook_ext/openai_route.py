@@ -22,12 +22,12 @@ from notebook_ext.completions import DONE, Completion, chat_request, error_in, m
 from notebook_ext.errors import (
     AnswerLost,
     ConfigurationError,
-    ConnectionFailed,
     NotFoundError,
     ProtocolError,
     RequestTimeout,
 )
 from notebook_ext.exchange import Exchange
+from notebook_ext.failures import Failures
 from notebook_ext.pacing import tell_pause
 from notebook_ext.protocol import Operation, read_worker_error
 from notebook_ext.sse import Event, Events
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from types import TracebackType
 
+    from notebook_ext.asking import Asking
     from notebook_ext.errors import EndpointError, TransportError
-    from notebook_ext.exchange import Asking
     from notebook_ext.limits import Limits
     from notebook_ext.providers import Provider
 
@@ -134,8 +134,38 @@ def _without_done(completion: Completion) -> str:
     return f"{told}: text may be missing ({_WAY_AROUND})"
 
 
+class _RouteFailures(Failures):
+    """What else may go wrong on this route."""
+
+    def unreached(self, asking: Asking, error: Exception, after: float) -> TransportError:
+        if isinstance(error, httpx.ReadTimeout):
+            return RequestTimeout(
+                f"{self.what(asking)}: nothing came for {SILENCE:g} s (the silence timeout of "
+                "this route). The job may run all the same; running it again may run it twice."
+            )
+        return super().unreached(asking, error, after)
+
+    def refused(self, asking: Asking, response: httpx.Response, key: str | None) -> EndpointError:
+        code = response.status_code
+        if code not in (404, 405):
+            return super().refused(asking, response, key)
+        said = excerpt(response, key)
+        tail = f": {said}" if said else ""
+        why = (
+            "it has no such model; -m names one as it was deployed"
+            if "model" in said.lower()
+            else "there is no OpenAI route here: its worker may not speak it, or the endpoint's id is wrong. "
+            "`run` without --route asks any worker"
+        )
+        return NotFoundError(
+            f"{self.what(asking)}: not found ({code}){tail}; {why}", status_code=code, body=said
+        )
+
+
 class _StreamingExchange(Exchange):
     """An exchange whose answers are read while they come; what is repeated, and when, is as in all others."""
+
+    _failures_class = _RouteFailures
 
     async def opened(self, operation: Operation, body: Any = None) -> _Answer:
         """Ask, and return the answer when its head is there: a context, which has to be left.
@@ -159,9 +189,9 @@ class _StreamingExchange(Exchange):
         async with contextlib.AsyncExitStack() as stack:
             slot = await stack.enter_async_context(self._limits.slot(asking.operation))
             asking.held_back += slot.sent - came
-            what = self._what(asking.operation, "")
+            what = self._failures.what(asking)
             if client.is_closed:
-                raise ConnectionFailed(f"{what}: the endpoint was closed; nothing was sent")
+                raise self._failures.closed(asking)
             clocks = httpx.Timeout(SILENCE, connect=CONNECT_TIMEOUT, write=timeout, pool=None)
             request = self._build_request(client, asking, key, clocks)
             try:
@@ -171,39 +201,15 @@ class _StreamingExchange(Exchange):
                     async with asyncio.timeout(SILENCE):
                         response = await transport.whole(response)
             except (httpx.TransportError, TimeoutError) as error:
-                raise self._unreached(asking, error, time.monotonic() - slot.sent) from error
+                raise self._failures.unreached(asking, error, time.monotonic() - slot.sent) from error
             except httpx.DecodingError as error:
                 raise ProtocolError(f"{what}: the answer is garbled: {error}") from error
             if is_refusal(response):
                 slot.refuse(retry_after(response))
             if not (response.is_success or _is_told_failure(response)):
-                self._answer(asking.operation, "", response, key)
+                self._answer(asking, response, key)
             return _Answer(what, response, key, stack.pop_all())
         raise AssertionError  # leaving the stack swallows nothing
-
-    def _unreached(self, asking: Asking, error: Exception, after: float) -> TransportError:
-        if isinstance(error, httpx.ReadTimeout):
-            return RequestTimeout(
-                f"{self._what(asking.operation, '')}: nothing came for {SILENCE:g} s (the silence timeout of "
-                "this route). The job may run all the same; running it again may run it twice."
-            )
-        return super()._unreached(asking, error, after)
-
-    def _api_error(
-        self, operation: Operation, job_id: str, what: str, response: httpx.Response, key: str | None
-    ) -> EndpointError:
-        code = response.status_code
-        if code not in (404, 405):
-            return super()._api_error(operation, job_id, what, response, key)
-        said = excerpt(response, key)
-        tail = f": {said}" if said else ""
-        why = (
-            "it has no such model; -m names one as it was deployed"
-            if "model" in said.lower()
-            else "there is no OpenAI route here: its worker may not speak it, or the endpoint's id is wrong. "
-            "`run` without --route asks any worker"
-        )
-        return NotFoundError(f"{what}: not found ({code}){tail}; {why}", status_code=code, body=said)
 
 
 class _Answer:

@@ -106,11 +106,6 @@ class Provider:
         """Whether it answers on this machine only."""
         return _is_loopback(urlsplit(self.base_url).hostname or "")
 
-    @property
-    def allows_plain_http(self) -> bool:
-        """Whether a key may go to it without TLS."""
-        return self.loopback
-
     def route(self, operation: Operation) -> Route:
         """The documented route of an operation.
 

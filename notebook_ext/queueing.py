@@ -8,11 +8,12 @@ import time
 from typing import TYPE_CHECKING
 
 from notebook_ext.errors import EndpointError, JournalError
-from notebook_ext.handle import JobHandle, Queued
+from notebook_ext.events import Queued
 from notebook_ext.types import JobStatus
 
 if TYPE_CHECKING:
     from notebook_ext.client import Endpoint
+    from notebook_ext.handle import JobHandle
     from notebook_ext.journal import Journal
     from notebook_ext.keeping import Keeper
 

@@ -10,8 +10,8 @@ from weakref import WeakValueDictionary
 
 from notebook_ext.calls import CUT_SHORT, cut_short
 from notebook_ext.errors import EndpointError
+from notebook_ext.events import Ended
 from notebook_ext.following import differs
-from notebook_ext.handle import Ended, JobHandle
 from notebook_ext.protocol import Operation
 from notebook_ext.types import JobStatus
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from notebook_ext.client import Endpoint
     from notebook_ext.entry import Entry
+    from notebook_ext.handle import JobHandle
     from notebook_ext.journal import Journal
     from notebook_ext.watcher import Watcher
 

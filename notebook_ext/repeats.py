@@ -7,8 +7,10 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from notebook_ext import render
+from notebook_ext.cell import visible
 from notebook_ext.errors import InputError
-from notebook_ext.vocabulary import REPLAY_MODES
+from notebook_ext.options import REPLAY_MODES
 
 if TYPE_CHECKING:
     from notebook_ext.entry import Entry
@@ -19,6 +21,12 @@ __all__ = ["Repeats"]
 
 MODE_VARIABLE = "NOTEBOOK_EXT_REPLAY"
 """The environment variable that sets the mode of a run without anybody at the keyboard."""
+
+_TOLD = {
+    "off": "every run is sent",
+    "auto": "runs are answered from the journal where it has the answer, and sent where not",
+    "only": "runs are answered from the journal, and what it does not have is an error",
+}
 
 Run = tuple[str | None, int]
 """One run of one cell: the cell's id and the execution's number."""
@@ -50,6 +58,11 @@ class Repeats:
     @mode.setter
     def mode(self, mode: str) -> None:
         self._mode = mode
+
+    @property
+    def told(self) -> str:
+        """The mode, in words."""
+        return f"replay is '{self.mode}': {_TOLD[self.mode]}"
 
     def submitted(self, handle: JobHandle, run: Run) -> None:
         """Remember which run of which cell a job comes from."""
@@ -95,6 +108,25 @@ class Repeats:
                 if not (handle.status.is_final or handle.never_submitted):
                     return handle
         return None
+
+    def is_preferred(self, running: JobHandle, *, is_headless: bool) -> bool:
+        """Whether a job that still runs is to be followed, in place of another one: somebody is asked.
+
+        Args:
+            running: The job.
+            is_headless: Whether nobody is there to be asked: then it is only told of.
+        """
+        age = render.duration(max(0.0, time.time() - running.submitted_at))
+        found = f"@{running.number}, the same request of this cell, was sent {age} ago and has not ended"
+        if is_headless:
+            follow = f"`%endpoint attach @{running.number}` follows it"
+            print(visible(f"{found}; this submits another one ({follow})"))
+            return False
+        try:
+            reply = input(f"{found}. Attach to it, or submit another one? [attach/submit] ")
+        except EOFError:
+            return False
+        return reply.strip().lower() not in ("s", "submit", "n", "no")
 
 
 def _digest(entry: Entry) -> str | None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from notebook_ext.streamed import Streamed
-from notebook_ext.types import JobStatus
+from notebook_ext.types import JobStatus, StreamChunk
 
 if TYPE_CHECKING:
-    from notebook_ext.handle import Ended
-    from notebook_ext.types import StreamChunk
+    from collections.abc import AsyncIterator, Callable, Iterator
 
-__all__ = ["OVER", "News", "Run", "news", "tell"]
+    from notebook_ext.events import Ended
+
+__all__ = ["OVER", "Chunks", "News", "Run", "news", "tell"]
 
 ONE_ANSWER = 0.01
 """Seconds within which what was seen came in one answer, and says nothing of the time between."""
@@ -120,3 +122,44 @@ class Run:
         """Wake whoever waits for anything new."""
         changed, self.changed = self.changed, news()
         tell(changed)
+
+
+class Chunks:
+    """The chunks of a run, from the first one on, as they come; for both kinds of loop.
+
+    Args:
+        run: What was seen of it.
+        wait: Waits for a future, for those who do not await.
+    """
+
+    def __init__(self, run: Run, wait: Callable[[News], None]) -> None:
+        self._run = run
+        self._wait = wait
+
+    def __iter__(self) -> Iterator[StreamChunk]:
+        for step in self._steps():
+            if isinstance(step, StreamChunk):
+                yield step
+            else:
+                self._wait(step)
+
+    async def __aiter__(self) -> AsyncIterator[StreamChunk]:
+        for step in self._steps():
+            if isinstance(step, StreamChunk):
+                yield step
+            else:
+                await asyncio.wrap_future(step)
+
+    def _steps(self) -> Iterator[StreamChunk | News]:
+        """Each chunk that there is, and, before those that there are not yet, what is to be waited for."""
+        index = 0
+        while True:
+            change, ended = self._run.changed, self._run.ended  # before the chunks: one may come meanwhile
+            for chunk in self._run.streamed.since(index):
+                index += 1
+                yield chunk
+            if ended is not None:
+                break
+            yield change
+        if ended.error is not None:
+            raise ended.error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import os
 import sys
@@ -11,33 +10,35 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from notebook_ext import providers
+from notebook_ext import providers, references
 from notebook_ext.connection import Submission
 from notebook_ext.directory import Directory
-from notebook_ext.entry import Entry
 from notebook_ext.errors import (
     ConfigurationError,
     EndpointError,
     InputError,
-    JobLost,
     JournalError,
 )
-from notebook_ext.handle import JobHandle, Stopped
-from notebook_ext.journal import Journal, Pruned
+from notebook_ext.events import Stopped
+from notebook_ext.handle import JobHandle
+from notebook_ext.journal import Journal
 from notebook_ext.journal_file import open_journal
 from notebook_ext.journal_path import default_path
-from notebook_ext.loop import LoopThread
+from notebook_ext.loop import LoopThread, wait
 from notebook_ext.protocol import Operation
 from notebook_ext.recovery import Recovered, Recovery
-from notebook_ext.types import ExecutionPolicy, Job, JobStatus
 from notebook_ext.watcher import COLLECT_EVERY, Watcher
 
 if TYPE_CHECKING:
+    import concurrent.futures
     from collections.abc import Callable, Coroutine
 
     from notebook_ext.client import Endpoint
     from notebook_ext.config import Config
     from notebook_ext.connection import Connection
+    from notebook_ext.entry import Entry
+    from notebook_ext.pruning import Pruned
+    from notebook_ext.types import Job
 
 __all__ = ["Session", "default_session"]
 
@@ -70,7 +71,7 @@ class Session:
         """The notebook's path, where its server tells it."""
         self.journal = journal if isinstance(journal, Journal) else Journal(journal)
         self.endpoints = Directory(self, config)
-        self.wait_step = wait_step or _wait
+        self.wait_step = wait_step or wait
         self.handles: dict[int, JobHandle] = {}
         self._asked: dict[int, Endpoint] = {}
         self._watcher = Watcher(self.journal, self._collect_later)
@@ -129,52 +130,14 @@ class Session:
         self._watcher.submit(handle, connection.endpoint, submission)
         return handle
 
-    def entry(
-        self,
-        connection: Connection,
-        submission: Submission,
-        *,
-        profile: str | None = None,
-    ) -> Entry:
+    def entry(self, connection: Connection, submission: Submission, *, profile: str | None = None) -> Entry:
         """A submission as the journal will know it; its `body_hash` tells whether it was made before."""
-        now = time.time()
-        return Entry(
-            endpoint=connection.name,
-            endpoint_id=connection.endpoint.id,
-            provider=connection.provider.name,
-            base_url=connection.provider.base_url,
-            key_variable=connection.provider.key_variable,
-            served=connection.served,
-            detached=submission.detached,
-            operation=submission.operation,
-            profile=submission.route or profile or connection.profile,
-            rate=connection.rate,
-            input=submission.input,
-            options=submission.options(),
-            notebook=self.notebook,
-            cell=submission.cell,
-            submitted_at=now,
-            job=Job(id="", endpoint=connection.endpoint.id, status=JobStatus.IN_QUEUE, seen_at=now),
-        )
+        return connection.entry(submission, profile=profile, notebook=self.notebook)
 
     def _handle(self, entry: Entry) -> JobHandle:
-        return JobHandle(
-            self,
-            number=entry.number,
-            endpoint=entry.endpoint,
-            profile=entry.profile,
-            input=entry.input,
-            submitted_at=entry.submitted_at,
-            job=entry.job,
-            operation=entry.operation,
-            rate=entry.rate,
-            served=entry.served,
-            detached=entry.detached,
-            body_hash=entry.body_hash,
-            policy=_policy(entry),
-            has_retry=entry.operation != Operation.OPENAI
-            and Operation.RETRY in providers.PROVIDERS.get(entry.provider, providers.RUNPOD).routes,
-        )
+        routes = providers.PROVIDERS.get(entry.provider, providers.RUNPOD).routes
+        has_retry = entry.operation != Operation.OPENAI and Operation.RETRY in routes
+        return JobHandle(self, entry, has_retry=has_retry)
 
     def adopt(self, connection: Connection, job_id: str) -> JobHandle:
         """Follow a job that was submitted elsewhere, or by an earlier kernel.
@@ -238,40 +201,11 @@ class Session:
         Raises:
             InputError: There is no such job, or more than one.
         """
-        if reference == "@last":
-            last = self.handles[max(self.handles)] if self.handles else self._recall(self.journal.last())
-            if last is None:
-                raise InputError("there is no job yet: `%endpoint run -- PROMPT` makes one")
-            return last
-        if reference.startswith("@"):
-            return self._numbered(reference)
-        found = {entry.job.id: entry for entry in self.journal.find(reference)}
-        if len(found) > 1:
-            raise InputError(f"{reference} is the beginning of {len(found)} ids; give more of it")
-        for entry in found.values():
-            return self.recall(entry)
-        try:
-            return self.adopt(self.connect(self.endpoints.default_name()), reference)
-        except JobLost as error:
-            raise InputError(
-                f"there is no job {reference}: not in the journal, and not at {self.endpoints.default_name()}"
-            ) from error
-
-    def _numbered(self, reference: str) -> JobHandle:
-        number = int(reference[1:]) if reference[1:].isdecimal() else 0
-        found = self.handles.get(number) or self._recall(self.journal.get(number))
-        if found is None:
-            last = self.journal.last()
-            hint = f"; the last one is @{last.number}" if last else ""
-            raise InputError(f"there is no job {reference}{hint}")
-        return found
+        return references.find(self, reference)
 
     def recall(self, entry: Entry) -> JobHandle:
         """The handle of a job that the journal knows; it is not followed by that."""
         return self.handles.get(entry.number) or self._recovery.recall(entry)
-
-    def _recall(self, entry: Entry | None) -> JobHandle | None:
-        return None if entry is None else self.recall(entry)
 
     def recover(self) -> Recovered:
         """Take over the jobs whose session is gone: each is followed to its end, and its result kept.
@@ -515,24 +449,6 @@ class Session:
     async def _close(self) -> None:
         await self._watcher.close()
         await self.endpoints.close()
-
-
-def _policy(entry: Entry) -> ExecutionPolicy:
-    """The server's clocks that a job was given, as far as the journal knows."""
-    return ExecutionPolicy(
-        execution_timeout=entry.options.get("execution_timeout"), ttl=entry.options.get("ttl")
-    )
-
-
-def _wait(future: concurrent.futures.Future[Any], timeout: float | None) -> bool:
-    """Wait in slices: on some platforms an endless wait cannot be interrupted."""
-    deadline = None if timeout is None else time.monotonic() + timeout
-    while not future.done():
-        left = 0.1 if deadline is None else deadline - time.monotonic()
-        if left <= 0:
-            return False
-        concurrent.futures.wait([future], min(0.1, left))
-    return True
 
 
 _default: Session | None = None

@@ -7,10 +7,11 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from notebook_ext.errors import AnswerLost, EndpointError, JobLost, ProtocolError, ServerError
-from notebook_ext.handle import JobHandle, Stopped
+from notebook_ext.events import Stopped
 
 if TYPE_CHECKING:
     from notebook_ext.client import Endpoint
+    from notebook_ext.handle import JobHandle
     from notebook_ext.keeping import Keeper
     from notebook_ext.types import Job
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from notebook_ext import grammar, profiles, prompts, providers
 from notebook_ext.completion import CELL, LINE
 from notebook_ext.errors import EndpointError
-from notebook_ext.vocabulary import ALIASES, HANDLERS, VERBS, Verb
+from notebook_ext.options import HANDLERS
+from notebook_ext.vocabulary import ALIASES, VERBS, Verb
 
 if TYPE_CHECKING:
     import argparse

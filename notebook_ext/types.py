@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
+from itertools import chain
 from typing import Any
 
 __all__ = [
@@ -325,24 +326,22 @@ def _is_whole_text(text: str) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    left = [value]
+    left: list[Any] = [[value]]  # lists and objects; what else is in them is seen at once
     while left:  # no recursion: what is clean may be as deep as it likes
-        item = left.pop()
-        if isinstance(item, str):
-            if not _is_whole_text(item):
-                return False
-        elif isinstance(item, Mapping):
-            left += item.keys()
-            left += item.values()
-        elif isinstance(item, list):
-            left += item
+        within = left.pop()
+        for item in chain(within, within.values()) if isinstance(within, dict) else within:
+            if isinstance(item, str):
+                if not (item.isascii() or _is_whole_text(item)):  # a call for each would take twice as long
+                    return False
+            elif isinstance(item, (dict, list)):
+                left.append(item)
     return True
 
 
 def _made_whole(value: Any) -> Any:
     if isinstance(value, str):
         return whole_text(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {_made_whole(key): _made_whole(item) for key, item in value.items()}
     return [_made_whole(item) for item in _rejoined(value)] if isinstance(value, list) else value
 

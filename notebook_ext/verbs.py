@@ -5,21 +5,18 @@ Whatever a verb does, a method of the session does; this is the thin skin over i
 
 from __future__ import annotations
 
-import importlib.metadata
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from notebook_ext import (
-    config,
     doctor,
     exports,
     footer,
     grammar,
+    keys,
     prompts,
-    render,
     requestcode,
     tables,
 )
@@ -33,7 +30,8 @@ from notebook_ext.jobs_pane import job_row
 from notebook_ext.memory import Memory
 from notebook_ext.panels import Panels
 from notebook_ext.repeats import Repeats
-from notebook_ext.types import Health, Job
+from notebook_ext.results import History, JobTable, Results
+from notebook_ext.types import Job
 from notebook_ext.view import facts
 
 if TYPE_CHECKING:
@@ -43,11 +41,10 @@ if TYPE_CHECKING:
     from notebook_ext.entry import Entry
     from notebook_ext.grammar import Command
     from notebook_ext.kernel import FrontEnd
-    from notebook_ext.memory import Found
     from notebook_ext.session import Session
     from notebook_ext.view import JobView
 
-__all__ = ["History", "JobTable", "Verbs"]
+__all__ = ["Verbs"]
 
 WATCH_EVERY, LEAST_EVERY = 5.0, 1.0
 """Seconds between two questions for an endpoint's counters, unless they are given; and at least."""
@@ -57,18 +54,6 @@ LISTED = 50
 """How many jobs `%endpoint jobs` lists, unless it is told since when."""
 FULLY_SHOWN = 10
 """How many ended jobs `attach --all` draws; more are listed."""
-
-
-class JobTable(list[JobHandle]):
-    """The jobs that `%endpoint jobs` listed."""
-
-
-class History(JobTable):
-    """The jobs that `%endpoint history` found."""
-
-    def __init__(self, found: Found) -> None:
-        super().__init__(found.handles)
-        self.bundle = found.bundle
 
 
 class Verbs:
@@ -85,10 +70,10 @@ class Verbs:
         self._shell = shell
         self._front_end = front_end
         self._cells = JobCells(session, front_end)
+        self._results = Results(shell.user_ns, front_end, self._cells)
         self._panels = Panels(session, front_end)
         self._endpoints = EndpointVerbs(shell, session, front_end)
         self._namespace: dict[str, Any] = shell.user_ns
-        self._shown: list[Any] = []  # by this cell
         self._commands: dict[int, Command] = {}  # that jobs came from
         self._memory = Memory(session, self._commands)
         self.repeats = Repeats(session)
@@ -129,23 +114,7 @@ class Verbs:
 
     def display(self, value: Any) -> None:
         """Show a value that is a cell's result, unless a verb has shown it already."""
-        if any(value is shown for shown in self._shown):
-            return
-        if isinstance(value, JobHandle):
-            self._cells.show_end(value)
-        else:
-            self._front_end.cell().show(_bundle(value))
-
-    def _present(self, value: Any) -> Any:
-        """Show a value where the magic stands, and give it back."""
-        self._front_end.cell().show(_bundle(value))
-        return self._as_shown(value)
-
-    def _as_shown(self, value: Any) -> Any:
-        """Give a value back that the cell shows already, so that its result draws nothing more."""
-        self._shown.append(value)
-        self._front_end.at_end_of_cell(self._shown.clear)
-        return value
+        self._results.display(value)
 
     def _print(self, text: str) -> None:
         print(visible(text))
@@ -167,13 +136,6 @@ class Verbs:
 
     def _handles(self, command: Command, arguments: Arguments) -> list[JobHandle]:
         return [self._handle(reference, arguments) for reference in command.arguments.job or ["@last"]]
-
-    def _keep(self, command: Command, handle: JobHandle) -> JobHandle:
-        """Bind what `-o` names, and let the result be the handle, which the cell has shown already."""
-        if getattr(command.arguments, "out", None):
-            self._namespace[command.arguments.out] = handle
-        self._as_shown(handle)
-        return handle
 
     def _connection(self, arguments: Arguments) -> Connection:
         return self.session.connect(arguments.text("target") or self.session.endpoints.default_name())
@@ -202,19 +164,12 @@ class Verbs:
             handle = self.session.submit(connection, submission, profile=profile.name)
             self._commands[handle.number] = command
             self.repeats.submitted(handle, self._run_of_cell())
-            self._keep(command, handle)
-            if config.looks_like_key(_typed(command)):
+            self._results.keep(command, handle)
+            if keys.looks_like_key(_typed(command)):
                 handle.notes.append("this cell seems to hold a key: put it in a variable before you share it")
             view = self._view(command, handle, owns_cell=command.body is not None)
             self._wait_or_leave(command, view, timeout)
-        return self._assigned(command, handle)
-
-    def _assigned(self, command: Command, handle: JobHandle) -> JobHandle | None:
-        """What the magic returns: the handle, unless `NAME <<` takes the value."""
-        if command.assign is None:
-            return handle
-        self._namespace[command.assign] = self._cells.final(handle).value
-        return None
+        return self._results.assigned(command, handle)
 
     def _asked_before(self, command: Command, entry: Entry) -> JobHandle | None:
         """The job that makes it needless to submit another one: its answer is kept, or it still runs."""
@@ -226,41 +181,26 @@ class Verbs:
         running = self.repeats.running(entry, self._run_of_cell())
         if running is None:
             return None
-        age = render.duration(max(0.0, time.time() - running.submitted_at))
-        found = f"@{running.number}, the same request of this cell, was sent {age} ago and has not ended"
-        if self._front_end.is_headless:
-            self._print(
-                f"{found}; this submits another one (`%endpoint attach @{running.number}` follows it)"
-            )
-            return None
-        try:
-            reply = input(f"{found}. Attach to it, or submit another one? [attach/submit] ")
-        except EOFError:
-            return None
-        return None if reply.strip().lower() in ("s", "submit", "n", "no") else running
+        is_wanted = self.repeats.is_preferred(running, is_headless=self._front_end.is_headless)
+        return running if is_wanted else None
 
     def _show_known(self, command: Command, handle: JobHandle, timeout: float | None) -> JobHandle | None:
-        self._keep(command, handle)
+        self._results.keep(command, handle)
         if not handle.status.is_final:
             return self._follow(command, handle, timeout)
         if not command.arguments.quiet:
             self._cells.show_end(handle, command.arguments.format)
-        return self._assigned(command, handle)
+        return self._results.assigned(command, handle)
 
     def _follow(self, command: Command, handle: JobHandle, timeout: float | None) -> JobHandle | None:
         self.session.resume(handle)
         self._wait_or_leave(command, self._view(command, handle), timeout)
-        return self._assigned(command, handle)
+        return self._results.assigned(command, handle)
 
     def _replay(self, command: Command, _: Arguments) -> None:
         if command.arguments.mode:
             self.repeats.mode = command.arguments.mode
-        said = {
-            "off": "every run is sent",
-            "auto": "runs are answered from the journal where it has the answer, and sent where not",
-            "only": "runs are answered from the journal, and what it does not have is an error",
-        }
-        self._print(f"replay is '{self.repeats.mode}': {said[self.repeats.mode]}")
+        self._print(self.repeats.told)
 
     def _runsync(self, command: Command, arguments: Arguments) -> Any:
         return self._run(command, arguments, sync=True)
@@ -308,7 +248,7 @@ class Verbs:
             self._print(f"{handle.endpoint} gave it no id to ask by: this is what its only answer told.")
         if log := self.session.log(handle):
             self._print(f"What its handler printed:\n{log.rstrip()}")
-        return self._as_shown(job)
+        return self._results.as_shown(job)
 
     def _wait(self, command: Command, arguments: Arguments) -> Any:
         handles = self._handles(command, arguments)
@@ -318,7 +258,7 @@ class Verbs:
         failed = next((handle.error for handle in handles if handle.error is not None), None)
         if failed is not None:
             raise failed
-        return self._keep(command, handles[0]) if len(handles) == 1 else None
+        return self._results.keep(command, handles[0]) if len(handles) == 1 else None
 
     def _wait_for(self, handles: list[JobHandle], command: Command, arguments: Arguments) -> None:
         cancels = command.arguments.on_interrupt == "cancel"
@@ -339,7 +279,7 @@ class Verbs:
         return None
 
     def _show(self, command: Command, arguments: Arguments) -> JobHandle:
-        handle = self._keep(command, self._handle(command.arguments.job, arguments))
+        handle = self._results.keep(command, self._handle(command.arguments.job, arguments))
         self.session.resume(handle)
         if handle.done:
             self._cells.show_end(handle, command.arguments.format)
@@ -353,7 +293,7 @@ class Verbs:
         if command.arguments.all:
             self._attach_all(command, timeout)
             return None
-        handle = self._keep(command, self._handle(command.arguments.job, arguments))
+        handle = self._results.keep(command, self._handle(command.arguments.job, arguments))
         self._follow(command, handle, timeout)
         return handle
 
@@ -392,7 +332,7 @@ class Verbs:
         handle = self._handle(command.arguments.job, arguments)
         self._cells.get_ready(is_quiet=command.arguments.quiet)
         with self._front_end.stop_button_held():
-            self._keep(command, handle.retry())
+            self._results.keep(command, handle.retry())
             self._wait_or_leave(command, self._view(command, handle), timeout)
         return handle
 
@@ -400,7 +340,7 @@ class Verbs:
         found = self._memory.history(arguments)
         if command.arguments.out:
             self._namespace[command.arguments.out] = self._memory.frame(found)
-        return self._present(History(found))
+        return self._results.present(History(found))
 
     def _export(self, command: Command, arguments: Arguments) -> None:
         handles = [self._handle(reference, arguments) for reference in command.arguments.job]
@@ -422,7 +362,7 @@ class Verbs:
 
     def _jobs(self, command: Command, arguments: Arguments) -> Any:
         since = arguments.limit("since")
-        return self._present(
+        return self._results.present(
             JobTable(
                 self.session.entries(
                     active=command.arguments.active,
@@ -440,7 +380,7 @@ class Verbs:
             return self._watch(connection, command, arguments)
         health = connection.health()
         self._front_end.cell().show(tables.health(health, connection.name))
-        return self._as_shown(health)
+        return self._results.as_shown(health)
 
     def _watch(self, connection: Connection, command: Command, arguments: Arguments) -> None:
         every = arguments.limit("every") or WATCH_EVERY
@@ -458,7 +398,7 @@ class Verbs:
             return self._health(command, arguments)
         if kind == "jobs":
             if not self._panels.can_be_live:
-                return self._present(JobTable(self.session.handles.values()))
+                return self._results.present(JobTable(self.session.handles.values()))
             return self._panels.jobs(self._cells.end_bundles, cell=self._run_of_cell())
         if not self._panels.can_be_live:
             return self._print(
@@ -508,23 +448,7 @@ class Verbs:
         self._print(doctor.report(doctor.examine(self.session, self._front_end, name)))
 
     def _version(self, _: Command, __: Arguments) -> None:
-        found = []
-        for name in ("notebook_ext", "ipython", "ipykernel", "ipywidgets", "httpx"):
-            try:
-                found.append(f"{name} {importlib.metadata.version(name)}")
-            except importlib.metadata.PackageNotFoundError:
-                found.append(f"no {name}")
-        self._print(f"{', '.join(found)}, Python {sys.version.split()[0]}")
-
-
-def _bundle(value: Any) -> dict[str, Any]:
-    if isinstance(value, Job):
-        return footer.job(value)
-    if isinstance(value, Health):
-        return tables.health(value, "health")
-    if isinstance(value, History):
-        return value.bundle
-    return tables.jobs([job_row(handle) for handle in value])
+        self._print(doctor.versions())
 
 
 def _typed(command: Command) -> str:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from notebook_ext import excerpts, render
 from notebook_ext.errors import EndpointError, InputError
+from notebook_ext.events import Ended, Queued
 from notebook_ext.footer import Facts, footer_bundle, speed
-from notebook_ext.handle import Ended, Queued
 from notebook_ext.streamed import weight
 from notebook_ext.types import Job, JobStatus, StreamChunk
 from notebook_ext.waiting import wait_reason
@@ -23,7 +23,8 @@ from notebook_ext.waiting import wait_reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from notebook_ext.handle import Event, JobHandle
+    from notebook_ext.events import Event
+    from notebook_ext.handle import JobHandle
     from notebook_ext.profiles import Decoder, Final
     from notebook_ext.widgets.job import StripView
 

@@ -20,13 +20,15 @@ from notebook_ext.errors import (
     ProtocolError,
     ServerError,
 )
-from notebook_ext.following import TRANSIENT, Following, Patience, differs
-from notebook_ext.handle import HUNG_UP, Ended, JobHandle, Stopped
+from notebook_ext.events import HUNG_UP, Ended, Stopped
+from notebook_ext.following import Following, differs
 from notebook_ext.keeping import ChunkWriter, Keeper
 from notebook_ext.mending import Received
 from notebook_ext.pacing import telling_pauses
+from notebook_ext.patience import TRANSIENT, Patience
 from notebook_ext.protocol import Operation
 from notebook_ext.queueing import QueueWatch
+from notebook_ext.seeking import seek
 from notebook_ext.stopping import stop
 from notebook_ext.types import Job, JobStatus, StreamChunk
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from notebook_ext.client import Endpoint
     from notebook_ext.connection import Submission
     from notebook_ext.entry import Entry
+    from notebook_ext.handle import JobHandle
     from notebook_ext.journal import Journal
 
 __all__ = ["Watcher"]
@@ -48,8 +51,6 @@ LOOKING = 2.0
 """Seconds to wait, after a look at a job that has ended, for its follower to come to its end too."""
 LEAVING = 0.3
 """Seconds to wait, when a session closes, for the answer that a job's stream owes."""
-LIST_PATIENCE = 10.0
-"""Seconds to wait for a provider's list of requests."""
 JOURNAL_EVERY = 0.25
 """Seconds between two looks at what another session has written of a job."""
 OWNER_EVERY = 2.0
@@ -217,19 +218,12 @@ class Watcher:
     ) -> EndpointError | None:
         """Find a job whose submission was not answered in the provider's list of requests, if it has one."""
         self._keeper.doubt(handle)
-        try:
-            async with asyncio.timeout(LIST_PATIENCE):
-                listed = await endpoint.requests()
-        except (EndpointError, TimeoutError):  # not documented here, or not to be had now
-            return _unknown(handle, lost, "its provider could not be asked for a list of requests")
-        strangers = [job for job in listed if job.id and not self._journal.find(job.id)]
-        matches = [job for job in strangers if job.input is not None and job.input == handle.input]
-        twins = [twin for twin in self._journal.open_twins(handle.body_hash) if not twin.job.id]
-        if len(matches) != 1 or len(twins) > 1:  # whose it is could not be told
-            return _unknown(handle, lost, _told(strangers))
+        found, told = await seek(handle, endpoint, self._journal)
+        if found is None:
+            return _unknown(handle, lost, told)
         handle.note("the answer to its submission was lost; a job of the same input was found")
         # Its id only: where it has ended already, its text is still to be read.
-        self._keeper.saw(handle, replace(handle.job, id=matches[0].id, status=JobStatus.IN_QUEUE))
+        self._keeper.saw(handle, replace(handle.job, id=found.id, status=JobStatus.IN_QUEUE))
         return await self._follow(handle, endpoint)
 
     async def _follow_journal(self, handle: JobHandle, endpoint: Endpoint) -> EndpointError | None:
@@ -450,13 +444,3 @@ def _unknown(handle: JobHandle, lost: EndpointError | None, known: str) -> Endpo
         f"paid for; {known}. Submitting it again may pay twice; `%endpoint attach ID` follows a job whose id "
         "you find at the provider"
     )
-
-
-def _told(strangers: list[Job]) -> str:
-    if not strangers:
-        return (
-            "the provider's list of requests has none that is not known here, so it was probably not queued"
-        )
-    ids = ", ".join(job.id for job in strangers[:3])
-    more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
-    return f"the provider's list has {ids}{more}, which this journal does not know"

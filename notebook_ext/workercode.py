@@ -27,7 +27,15 @@ __all__ = ["worker"]
 
 _LONGEST_VALUE = 100_000
 """Characters of a value that is written into the program."""
-_SECRET = re.compile(r"(?:key|token|secret|password|passwd|credentials?)s?$", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(?:key|token|secret|password|passwd|credential|authorization)s?(?:_?(?:id|[0-9]+))?$", re.IGNORECASE
+)
+"""How names end under which secrets lie."""
+_LOOKS_SECRET = re.compile(
+    r"\b(?:sk-|rpa_|tpo_|hf_|gh[opsu]_|AKIA)[A-Za-z0-9_-]{12,}|\b(?:Bearer|Basic) \S{8,}|://[^/\s:@]+:[^/\s@]+@"
+)
+_SHORTEST_SECRET = 8
+"""Characters; a shorter text is more likely some other kind of key or token."""
 _OURS = "notebook_ext"
 _SERVED = "__main__"
 """The module of what a notebook defines."""
@@ -65,7 +73,7 @@ def worker(
         f'"""The handler of the endpoint {endpoint}, as a worker: `python handler.py` takes its jobs."""',
         *program.future,
         "\n".join(_requirements(program.modules)),
-        "\n".join(["import runpod", *program.imports]),
+        "\n".join(["import runpod", *dict.fromkeys(program.imports)]),
         *program.definitions,
         'if __name__ == "__main__":\n'
         f'    runpod.serverless.start({{"handler": {name}, "return_aggregate_stream": {aggregates}}})',
@@ -129,7 +137,7 @@ class _Program:
             self.definitions.append(f"{name} = {value.__name__}")
 
     def _assign(self, name: str, value: Any) -> None:
-        if isinstance(value, str) and _SECRET.search(name):
+        if isinstance(value, str) and (_SECRET.search(name) or _LOOKS_SECRET.search(value)):
             self.imports.append("import os")
             self.definitions.append(f"{name} = os.environ[{name!r}]  # a secret: set it for the worker")
             return
@@ -139,11 +147,16 @@ class _Program:
                 f"the handler uses `{name}`, {_kind(value)} that only this notebook has; make or load it "
                 "in the cell that defines the handler, where a worker does it too"
             )
+        if _holds_secret(value, name):
+            raise InputError(
+                f"the handler uses `{name}`, which holds what looks like a key or a password; read that from "
+                "os.environ in the cell that defines the handler, where a worker does it too"
+            )
         self.definitions.append(f"{name} = {text}")
 
     def _with_imports_of_workers(self, source: str, tree: ast.Module, where: str) -> str:
         """The code with the worker's imports for ours, and without those that must stand first."""
-        lines = source.split("\n")
+        replaced: list[tuple[ast.stmt, str]] = []
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 if any(alias.name.partition(".")[0] == _OURS for alias in node.names):
@@ -153,12 +166,15 @@ class _Program:
                 self.modules.add(node.module.partition(".")[0])
                 if node.module == "__future__":
                     self.future.append(ast.unparse(node))
-                    _replace(lines, node, "")
+                    replaced.append((node, ""))
                 elif node.module.partition(".")[0] == _OURS:
                     if {alias.name for alias in node.names} != {"progress_update"}:
                         raise _foreign_import(where)
                     node.module = "runpod.serverless"
-                    _replace(lines, node, ast.unparse(node))
+                    replaced.append((node, ast.unparse(node)))
+        lines = source.split("\n")
+        for node, text in sorted(replaced, key=lambda one: (one[0].lineno, one[0].col_offset), reverse=True):
+            _replace(lines, node, text)
         return "\n".join(lines)
 
 
@@ -224,6 +240,18 @@ def _is_literal(text: str, value: Any) -> bool:
         return False
 
 
+def _holds_secret(value: Any, name: str = "") -> bool:
+    """Whether a secret is somewhere in a value, by its looks or by the name under which it lies."""
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    if isinstance(value, str):
+        is_named = len(value) >= _SHORTEST_SECRET and _SECRET.search(name)
+        return bool(is_named or _LOOKS_SECRET.search(value))
+    if isinstance(value, dict):
+        return any(_holds_secret(item, str(key)) for key, item in value.items())
+    return isinstance(value, list | tuple | set) and any(map(_holds_secret, value))
+
+
 def _kind(value: Any) -> str:
     kind = type(value).__name__
     return f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}"
@@ -234,8 +262,12 @@ def _alias(real: str, name: str) -> str:
 
 
 def _replace(lines: list[str], node: ast.stmt, text: str) -> None:
+    """Put other code in the place of a statement; what else stands on its lines stays."""
     assert node.end_lineno is not None
-    lines[node.lineno - 1] = " " * node.col_offset + text
+    before = lines[node.lineno - 1].encode()[: node.col_offset].decode()
+    after = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
+    rest = "pass" if before.strip() or after.strip() else ""
+    lines[node.lineno - 1] = before + (text or rest) + after
     for number in range(node.lineno, node.end_lineno):
         lines[number] = ""
 

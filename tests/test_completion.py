@@ -13,7 +13,7 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_exp
 from test_journal import queued
 from traitlets.config import Config
 
-from notebook_ext import completion, suggestions, vocabulary
+from notebook_ext import completion, options, suggestions, vocabulary
 from notebook_ext.errors import ConfigurationError
 from notebook_ext.journal import Journal
 from notebook_ext.profiles import PROFILES
@@ -129,7 +129,7 @@ VERBS = [*vocabulary.VERBS, *vocabulary.ALIASES]
         ("%endpoint run --seed 1 --se", []),
         ("%endpoint run --stop a --sto", ["--stop"]),
         # values of options
-        ("%endpoint run -f ", list(vocabulary.FORMATS)),
+        ("%endpoint run -f ", list(options.FORMATS)),
         ("%endpoint run --format ta", ["table"]),
         ("%endpoint run --format=ta", ["table"]),
         ("%endpoint run --as j", ["json"]),

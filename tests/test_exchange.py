@@ -12,7 +12,7 @@ import pytest
 from rude import KEY, Asked, always, answer, read, rude, script
 from serving import serving
 
-from notebook_ext import Endpoint, errors, exchange, limits
+from notebook_ext import Endpoint, asking, errors, exchange, limits
 from notebook_ext.answers import LONGEST_BY_OUR_CLOCK, LONGEST_RETRY_AFTER, retry_after
 from notebook_ext.protocol import Operation
 from notebook_ext.providers import Limit, Provider
@@ -262,7 +262,7 @@ async def hang(asked) -> None:
 
 @at_once
 def test_the_connect_timeout_is_told_and_that_nothing_was_sent(monkeypatch) -> None:
-    monkeypatch.setattr(exchange, "CONNECT_TIMEOUT", 0.1)
+    monkeypatch.setattr(asking, "CONNECT_TIMEOUT", 0.1)
 
     async def scenario() -> None:
         with socket.socket() as full:

@@ -26,7 +26,7 @@ import pytest
 from faults import REDIRECTS, Act, Close, Fault, Faulty, Talk, faults, faulty, good, says
 from rude import KEY, Asked, answer
 
-from notebook_ext import Endpoint, client, errors, exchange, following, transport
+from notebook_ext import Endpoint, client, errors, exchange, patience, transport
 from notebook_ext.types import Health, Job, StreamChunk
 
 TABLE = Path(__file__).with_name("FAULTS.md")
@@ -296,15 +296,15 @@ async def cell_of(operation: Operation, fault: Fault, is_once: bool) -> Cell:
 # ---------------------------------------------------------------------------------- all of them
 
 
-def shorten(patch: pytest.MonkeyPatch, timeout: float, patience: float = 0.3) -> None:
+def shorten(patch: pytest.MonkeyPatch, timeout: float, follower: float = 0.3) -> None:
     """Set the clocks of the client: for one answer, and for a follower that gets none."""
     for name in ("REQUEST_TIMEOUT", "SUBMIT_TIMEOUT", "HOLD_MARGIN"):
         patch.setattr(exchange, name, timeout)
     patch.setattr(client, "HOLD_MARGIN", timeout)
     patch.setattr(client, "SHORTEST_HOLD", 0.0)
     patch.setattr(client, "SYNC_HOLD", HOLD)
-    patch.setattr(following, "LONGEST_REST", 0.02)
-    patch.setattr(following, "PATIENCE", patience)
+    patch.setattr(patience, "LONGEST_REST", 0.02)
+    patch.setattr(patience, "PATIENCE", follower)
     patch.setattr(transport, "MAX_BODY", 2**20)
 
 

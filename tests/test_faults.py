@@ -15,7 +15,7 @@ import pytest
 from faults import PAGE
 from rude import KEY, always, answer, rude, script
 
-from notebook_ext import Endpoint, errors, exchange, following
+from notebook_ext import Endpoint, errors, exchange, following, patience
 from notebook_ext.types import Job, JobStatus
 
 OPERATIONS = {
@@ -305,11 +305,11 @@ def test_too_many_losses_in_a_row_end_it_and_name_the_job(patient) -> None:
     assert type(error) is errors.AnswerLost
     assert "job-1" in str(error)
     assert "may go on: attach" in str(error)
-    assert asked["stream"] == 1 + following.MOST_FAILURES
+    assert asked["stream"] == 1 + patience.MOST_FAILURES
 
 
 def test_a_good_answer_forgives_the_losses_before_it(patient) -> None:
-    stream = [item for _ in range(4) for item in [*[None] * (following.MOST_FAILURES - 1), rows("x")]]
+    stream = [item for _ in range(4) for item in [*[None] * (patience.MOST_FAILURES - 1), rows("x")]]
     respond = script(stream=[*stream, rows(status="COMPLETED")], status=final(output=["x"] * 4))
     assert read_all(respond)[:2] == (["x"] * 4, None)
 

@@ -66,8 +66,8 @@ def kept(path: str, number: int) -> tuple[JobStatus, str, list[str]]:
 
 FULL = {
     "the database may not grow": (
-        "session.journal._db.execute('PRAGMA max_page_count = 1').fetchone()",
-        "session.journal._db.execute('PRAGMA max_page_count = 1000000').fetchone()",
+        "session.journal._db.connection.execute('PRAGMA max_page_count = 1').fetchone()",
+        "session.journal._db.connection.execute('PRAGMA max_page_count = 1000000').fetchone()",
     ),
     "a file may not grow": (
         "__import__('resource').setrlimit(__import__('resource').RLIMIT_FSIZE, (1, -1))",
@@ -122,7 +122,7 @@ def test_a_lock_that_lasts_lets_streams_go_on_and_nothing_be_sent(victim, path, 
     handle = connection.submit(planned["input"])
     eventually(lambda: len(handle.streamed()) > 5, "it streams")
     victim.submit(path, way.url, [])
-    victim.evaluate("session.journal._db.execute('BEGIN IMMEDIATE') and 1")
+    victim.evaluate("session.journal._db.connection.execute('BEGIN IMMEDIATE') and 1")
     seen = len(handle.streamed())
     with pytest.raises(JournalError, match="locked; nothing was sent, as nothing would remember it"):
         connection.submit(job("forgetful", "refused")["input"])
@@ -131,7 +131,7 @@ def test_a_lock_that_lasts_lets_streams_go_on_and_nothing_be_sent(victim, path, 
     assert handle.output(30) == text(planned)
     time.sleep(1.2)  # the lock outlives the job, and the first attempt to write down how it ended
     assert handle.notes == [LACKS]
-    victim.evaluate("session.journal._db.execute('ROLLBACK') and 1")
+    victim.evaluate("session.journal._db.connection.execute('ROLLBACK') and 1")
     eventually(lambda: handle.notes == [], "the journal has caught up")
     session.close()
     assert kept(path, 1) == (JobStatus.COMPLETED, text(planned), [])
@@ -145,7 +145,7 @@ def test_a_lock_holds_no_stream_up_for_long(victim, path, way) -> None:
     handles = [connection.submit(planned["input"]) for planned in plan]
     eventually(lambda: all(handle.streamed() for handle in handles), "they stream")
     victim.submit(path, way.url, [])
-    victim.evaluate("session.journal._db.execute('BEGIN IMMEDIATE') and 1")
+    victim.evaluate("session.journal._db.connection.execute('BEGIN IMMEDIATE') and 1")
     started = time.monotonic()
     assert [handle.output(30) for handle in handles] == [text(planned) for planned in plan]
     assert time.monotonic() - started < 6  # 1.5 s, and the lock is waited for once
@@ -162,7 +162,7 @@ def test_a_lock_at_the_end_of_the_session_leaves_a_job_that_is_found_again(victi
     handle = session.connect("forgetful", "forgetful", provider=way.url).submit(planned["input"])
     eventually(lambda: len(handle.streamed()) > 2, "it streams")
     victim.submit(path, way.url, [])
-    victim.evaluate("session.journal._db.execute('BEGIN IMMEDIATE') and 1")
+    victim.evaluate("session.journal._db.connection.execute('BEGIN IMMEDIATE') and 1")
     seen = len(handle.streamed())
     eventually(lambda: len(handle.streamed()) > seen + 10, "it goes on")
     session.close()
@@ -178,7 +178,7 @@ def test_a_lock_at_the_end_of_the_session_leaves_a_job_that_is_found_again(victi
 
 def test_a_session_begins_while_another_one_writes_for_long(victim, path, way) -> None:
     victim.submit(path, way.url, [])
-    victim.evaluate("session.journal._db.execute('BEGIN IMMEDIATE') and 1")
+    victim.evaluate("session.journal._db.connection.execute('BEGIN IMMEDIATE') and 1")
     journal = open_journal(path)
     try:
         assert (journal.is_kept, journal.warning, journal.entries()) == (True, None, [])
@@ -196,9 +196,9 @@ def test_the_id_of_a_job_reaches_the_journal_after_a_lock(victim, path, way) -> 
     planned = job("slow", "id", words=100, pause=0.1)
     handle = session.connect("slow", "slow", provider=way.url).submit(planned["input"])
     victim.submit(path, way.url, [])
-    victim.evaluate("session.journal._db.execute('BEGIN IMMEDIATE') and 1")
+    victim.evaluate("session.journal._db.connection.execute('BEGIN IMMEDIATE') and 1")
     eventually(lambda: handle.id, "it is submitted")
-    victim.evaluate("session.journal._db.execute('ROLLBACK') and 1")
+    victim.evaluate("session.journal._db.connection.execute('ROLLBACK') and 1")
     eventually(lambda: session.journal.get(1).job.id == handle.id, "its id is written later")
     eventually(lambda: handle.notes == [], "nothing is lacking")
     session.close()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from keyring.backend import KeyringBackend
 from keyring.backends import fail, null
 
-from notebook_ext import config, keys
+from notebook_ext import keys
 from notebook_ext.errors import ConfigurationError
 from notebook_ext.keys import (
     doubt_keyring,
@@ -18,7 +18,6 @@ from notebook_ext.keys import (
     forget_keys,
     looks_like_key,
     remember_key,
-    require_key,
 )
 from notebook_ext.providers import RUNPOD, Provider, local, resolve
 
@@ -59,26 +58,20 @@ def _no_keys(monkeypatch):
     keyring.set_keyring(before)
 
 
-def test_config_is_the_door_to_it():
-    assert config.find_key is find_key
-    assert config.require_key is require_key
-    assert config.find_or_require is find_or_require
-
-
 def test_nowhere_a_key():
     assert find_key(RUNPOD) is None
     with pytest.raises(ConfigurationError) as caught:
-        require_key(RUNPOD, name="llama")
+        find_or_require(RUNPOD, name="llama")
     said = str(caught.value)
     assert "export RUNPOD_API_KEY=..." in said
     assert "%endpoint login llama" in said
     with pytest.raises(ConfigurationError, match="%endpoint login runpod"):
-        require_key(RUNPOD)
+        find_or_require(RUNPOD)
 
 
 def test_environment(monkeypatch):
     monkeypatch.setenv("RUNPOD_API_KEY", f"  {KEY}\n")
-    key = require_key(RUNPOD)
+    key = find_or_require(RUNPOD)
     assert (key(), key.value, key.source) == (KEY, KEY, "the variable RUNPOD_API_KEY")
     assert KEY not in repr(key)
     assert KEY not in str(key)
@@ -87,10 +80,10 @@ def test_environment(monkeypatch):
 def test_a_variable_of_its_own_is_the_only_one(monkeypatch):
     monkeypatch.setenv("RUNPOD_API_KEY", KEY)
     monkeypatch.setenv("TEAM_KEY", "team")
-    assert require_key(RUNPOD, variable="TEAM_KEY")() == "team"
+    assert find_or_require(RUNPOD, variable="TEAM_KEY")() == "team"
     monkeypatch.delenv("TEAM_KEY")
     with pytest.raises(ConfigurationError, match="export TEAM_KEY="):
-        require_key(RUNPOD, variable="TEAM_KEY")
+        find_or_require(RUNPOD, variable="TEAM_KEY")
 
 
 def test_an_empty_variable_is_no_key(monkeypatch):
@@ -109,15 +102,15 @@ def test_what_cannot_be_a_header_is_refused_and_not_repeated(monkeypatch, value)
 def test_memory_comes_first_and_is_forgotten(monkeypatch):
     monkeypatch.setenv("RUNPOD_API_KEY", "from-environment")
     assert remember_key(RUNPOD, f" {KEY} ") == "memory"
-    assert require_key(RUNPOD).source == "this kernel's memory"
-    assert require_key(RUNPOD, name="llama")() == KEY
+    assert find_or_require(RUNPOD).source == "this kernel's memory"
+    assert find_or_require(RUNPOD, name="llama")() == KEY
     forget_keys()
-    assert require_key(RUNPOD)() == "from-environment"
+    assert find_or_require(RUNPOD)() == "from-environment"
 
 
 def test_a_key_of_one_endpoint_is_not_another_ones():
     remember_key(RUNPOD, KEY, name="llama")
-    assert require_key(RUNPOD, name="llama")() == KEY
+    assert find_or_require(RUNPOD, name="llama")() == KEY
     assert find_key(RUNPOD, name="other") is None
     assert find_key(RUNPOD) is None
 
@@ -142,23 +135,23 @@ def test_keyring():
     keyring.set_keyring(backend)
     assert remember_key(RUNPOD, KEY) == "keyring"
     assert backend.kept == {("notebook_ext", "runpod"): KEY}
-    assert require_key(RUNPOD).source == "the keyring"
+    assert find_or_require(RUNPOD).source == "the keyring"
     forget_keys()
-    assert require_key(RUNPOD, name="llama")() == KEY
+    assert find_or_require(RUNPOD, name="llama")() == KEY
 
 
 def test_the_environment_comes_before_the_keyring(monkeypatch):
     keyring.set_keyring(Backend())
     remember_key(RUNPOD, KEY)
     monkeypatch.setenv("RUNPOD_API_KEY", "from-environment")
-    assert require_key(RUNPOD)() == "from-environment"
+    assert find_or_require(RUNPOD)() == "from-environment"
 
 
 def test_a_new_key_in_the_keyring_is_not_hidden_by_an_old_one_in_memory():
     remember_key(RUNPOD, "old", keyring=False)
     keyring.set_keyring(Backend())
     remember_key(RUNPOD, KEY)
-    assert require_key(RUNPOD)() == KEY
+    assert find_or_require(RUNPOD)() == KEY
 
 
 @pytest.mark.parametrize("backend", [fail.Keyring(), null.Keyring(), Raising()])
@@ -166,7 +159,7 @@ def test_a_keyring_that_keeps_nothing_is_none(backend, capsys):
     keyring.set_keyring(backend)
     assert find_key(RUNPOD) is None
     assert remember_key(RUNPOD, KEY) == "memory"
-    assert require_key(RUNPOD)() == KEY
+    assert find_or_require(RUNPOD)() == KEY
     assert capsys.readouterr() == ("", "")
 
 
@@ -192,9 +185,8 @@ def test_the_embedded_server_brings_its_own_key(monkeypatch):
     keyring.set_keyring(Raising())
     tokens = ["first", None]
     provider = local("http://127.0.0.1:1/v2", lambda: tokens.pop(0))
-    assert require_key(provider)() == "first"
-    with pytest.raises(ConfigurationError):
-        require_key(provider)
+    assert find_or_require(provider)() == "first"
+    assert find_or_require(provider) is None
 
 
 @pytest.mark.parametrize(

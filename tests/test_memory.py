@@ -45,7 +45,7 @@ class Notebook(inshell.Notebook):
             self.session.connect("echo").submit({"prompt": prompt}).output(10)
 
     def backdate(self, number: int, seconds: float) -> None:
-        with self.session.journal._using() as db:
+        with self.session.journal._db.using() as db:
             db.execute("UPDATE jobs SET submitted_at = submitted_at - ? WHERE number = ?", (seconds, number))
 
 
@@ -343,7 +343,7 @@ def test_code_of_what_was_not_asked_here_is_not_known(notebook):
         ("%endpoint history --l", ["--limit"]),
         ("%endpoint export --f", ["--force"]),
         ("%endpoint export @", ["@last", "@2", "@1"]),
-        ("%endpoint code @1 --", ["--cell", "--python", "--curl", "--debug"]),
+        ("%endpoint code @1 --", ["--cell", "--python", "--curl", "--worker", "--to", "--force", "--debug"]),
     ],
 )
 def test_the_words_are_completed(notebook, line, offered):

@@ -75,7 +75,7 @@ def test_a_key_in_the_providers_place_is_not_repeated():
 def test_base_urls(url, base_url, name, loopback):
     provider = resolve(url)
     assert (provider.base_url, provider.name) == (base_url, name)
-    assert provider.loopback is provider.allows_plain_http is loopback
+    assert provider.loopback is loopback
     assert provider.key_variable == "NOTEBOOK_EXT_API_KEY"
     assert provider.limits == {}
     assert provider.policy_ranges is None

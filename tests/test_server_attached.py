@@ -14,7 +14,7 @@ from serving import Api, serving, spin
 
 from notebook_ext.errors import ConfigurationError
 from notebook_ext.server import Dials, attached
-from notebook_ext.server.queue import CHUNK_LIMIT, RESULT_LIMIT
+from notebook_ext.server.job import CHUNK_LIMIT, RESULT_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -178,7 +178,7 @@ def test_a_report_that_cannot_be_read_fails_its_job_with_the_reason(what: str, b
 def test_too_many_chunks_that_nobody_reads_fail_their_job_and_stop_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("notebook_ext.server.queue.RESULT_LIMIT", 100)
+    monkeypatch.setattr("notebook_ext.server.job.RESULT_LIMIT", 100)
     monkeypatch.setattr(attached, "STOP_DELAY", 0.05)
 
     async def scenario() -> None:
@@ -289,6 +289,26 @@ def test_the_fail_dial_fails_what_other_processes_would_run() -> None:
 
 
 # ---------------------------------------------------------------------------------- stopping
+
+
+def test_a_job_that_one_worker_cannot_take_again_is_taken_by_another() -> None:
+    async def scenario() -> None:
+        async with place() as api:
+            busy, free = api.worker("busy"), api.worker("free")
+            job = await api.run("demo", policy={"executionTimeout": 50})
+            assert (await busy.take())["id"] == job
+            assert (await api.end("demo", job))["status"] == "TIMED_OUT"
+            waiters = api.server.endpoints["demo"]._waiters
+            takes = []
+            for count, worker in enumerate((free, busy), 1):  # who has come last is called first
+                takes.append(asyncio.create_task(worker.take(job_in_progress=1)))
+                await spin(lambda count=count: len(waiters) == count)
+            await api.post(f"/demo/retry/{job}")
+            assert (await takes[0])["id"] == job
+            takes[1].cancel()
+            await asyncio.gather(takes[1], return_exceptions=True)
+
+    asyncio.run(scenario())
 
 
 def test_a_stop_is_repeated_until_the_worker_has_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,6 +505,9 @@ def test_a_take_is_refused_late_since_workers_ask_again_at_once() -> None:
             started = loop.time()
             answers = await asyncio.gather(*(api.http.get("/demo/job-take/w1") for _ in range(20)))
             assert {answer.status_code for answer in answers} == {403}
+            assert loop.time() - started >= 0.49
+            started = loop.time()
+            assert (await api.worker("_").ask("job-take")).status_code == 400
             assert loop.time() - started >= 0.49
 
     asyncio.run(scenario())

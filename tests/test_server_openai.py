@@ -13,6 +13,8 @@ from peers import runpod_python
 from serving import Api, serving, spin
 
 from notebook_ext.server import Dials, Upstream
+from notebook_ext.server.job import RESULT_LIMIT
+from notebook_ext.server.openai_route import _Events, _JobEnded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -335,6 +337,7 @@ def test_dials_count_for_these_calls_too() -> None:
         [[EVENT], [EVENT]],
         [[SSE], [SSE + "data: [DONE]"]],
         [SSE.replace("\n\n", "\r\n\r\n"), SSE.rstrip()],
+        list(SSE.replace("\n\n", "\r\n\r\n") + "\r\n" + SSE),
         [": a comment\n", "\n", SSE, "\n", SSE, "\n"],
         ["event: message\n" + SSE, SSE],
     ],
@@ -357,6 +360,20 @@ def test_events_go_on_as_they_are_however_they_come(pieces: list[Any]) -> None:
             assert await text_of(stream) == "ää"
 
     asyncio.run(scenario())
+
+
+def test_a_large_event_comes_whole_from_many_pieces_and_one_without_end_is_not_kept() -> None:
+    events = _Events("chat/completions")
+    piece = "a" * 1024
+    events.feed(['data: {"choices": "'], last=False)
+    for _ in range(RESULT_LIMIT // len(piece) - 1):
+        assert events.feed([piece], last=False) == b""
+    (line,) = events.feed(['"}\n\n'], last=False).splitlines()[:-1]
+    assert len(json.loads(line.removeprefix(b"data:"))["choices"]) == RESULT_LIMIT - len(piece)
+    events.feed(["data: "], last=False)
+    with pytest.raises(_JobEnded) as refused:
+        events.feed([piece] * (RESULT_LIMIT // len(piece)), last=False)
+    assert "more than 20 MB" in refused.value.document["error"]["message"]
 
 
 def returns(value: Any) -> Any:

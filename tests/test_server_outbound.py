@@ -15,7 +15,7 @@ from serving import serving, spin
 
 from notebook_ext.errors import ConfigurationError
 from notebook_ext.protocol import read_worker_error
-from notebook_ext.server import Upstream
+from notebook_ext.server import Upstream, outbound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -154,6 +154,47 @@ def test_a_webhook_that_hangs_holds_up_nothing() -> None:
                 started = asyncio.get_running_loop().time()
             assert asyncio.get_running_loop().time() - started < 2  # stopping does not wait for it
             await asyncio.wait_for(receiver.hung_up.wait(), 5)
+
+    asyncio.run(scenario())
+
+
+def test_of_a_webhooks_answer_only_the_status_is_read() -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+        while True:
+            yield bytes(65536)
+
+    async def scenario() -> None:
+        async with other(lambda n: endless()) as receiver, serving(demo="echo") as api:
+            await api.result("demo", webhook=receiver.url)
+            await spin(lambda: receiver.received and not api.server._webhooks._deliveries)
+            assert len(receiver.received) == 1
+
+    asyncio.run(scenario())
+
+
+def test_so_many_webhooks_are_called_at_once_and_the_others_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbound, "WEBHOOKS_AT_ONCE", 3)
+    go = asyncio.Event()
+
+    async def late() -> AsyncIterator[bytes]:
+        await go.wait()
+        yield answer(200)
+
+    async def holds(job: Any) -> None:
+        await asyncio.sleep(60)
+
+    async def scenario() -> None:
+        async with other(lambda n: late()) as receiver, serving(demo=holds) as api:
+            await api.run("demo")
+            for _ in range(8):
+                await api.run("demo", webhook=receiver.url)
+            await api.post("/demo/purge-queue")
+            await spin(lambda: len(receiver.received) == 3)
+            await asyncio.sleep(0.1)
+            assert len(receiver.received) == 3
+            go.set()
+            await spin(lambda: len(receiver.received) == 8)
 
     asyncio.run(scenario())
 

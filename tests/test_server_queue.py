@@ -10,7 +10,7 @@ from serving import serving, spin
 
 from notebook_ext.protocol import JobRequest
 from notebook_ext.server import Queue
-from notebook_ext.server.queue import Outcome
+from notebook_ext.server.job import Outcome
 
 
 def test_the_execution_timeout_stops_the_handler() -> None:

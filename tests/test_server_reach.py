@@ -88,17 +88,24 @@ def test_what_is_no_host_is_refused(wrong: str) -> None:
 
 
 def test_hosts_are_compared_with_their_port() -> None:
-    assert allowed_hosts(80, ["A.b", "[fd00::1]", "c:90"]) == {
-        "127.0.0.1:80",
-        "localhost:80",
-        "[::1]:80",
-        "a.b:80",
-        "[fd00::1]:80",
+    assert allowed_hosts(8080, ["A.b", "[fd00::1]", "c:90"]) == {
+        "127.0.0.1:8080",
+        "localhost:8080",
+        "[::1]:8080",
+        "a.b:8080",
+        "[fd00::1]:8080",
         "c:90",
     }
 
 
 # ---------------------------------------------------------------------------------- limits
+
+
+def test_the_usual_ports_may_be_left_out() -> None:
+    assert {"localhost", "localhost:80", "127.0.0.1", "[::1]"} <= allowed_hosts(80, ())
+    hosts = allowed_hosts(8000, ["worker.example:443", "[fe80::1]:80", "other.example"])
+    assert {"worker.example", "[fe80::1]", "other.example:8000"} <= hosts
+    assert not {"localhost", "other.example", ""} & hosts
 
 
 def test_urls_and_headers_over_the_limit_are_refused_but_not_before_the_token() -> None:

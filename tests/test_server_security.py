@@ -14,7 +14,7 @@ import pytest
 from serving import Api, serving, spin
 
 import notebook_ext
-from notebook_ext.server import gate
+from notebook_ext.server import gate, head
 from notebook_ext.server.app import RUN_BODY_LIMIT
 from notebook_ext.server.head import HEAD_LIMIT
 
@@ -258,6 +258,30 @@ def test_a_head_without_an_end_is_hung_up_on(start: bytes) -> None:
             assert sent < 80 * HEAD_LIMIT
             writer.close()
             await spin(lambda: not api.server._uvicorn.server_state.connections)
+
+    asyncio.run(scenario())
+
+
+def test_a_head_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "HEAD_TIMEOUT", 0.2)
+
+    async def holds(job: Any) -> str:
+        await asyncio.sleep(0.5)
+        return "held"
+
+    async def scenario() -> None:
+        async with serving(demo=holds) as api:
+            request = f"GET /v2/demo/health HTTP/1.1\r\nHost: 127.0.0.1:{api.server.port}\r\n"
+            whole = f"{request}Authorization: {api.server.token}\r\n\r\n".encode()
+            for sent in (b"", b"GET /", request.encode(), whole + b"GET /"):
+                reader, writer = await asyncio.open_connection("127.0.0.1", api.server.port)
+                writer.write(sent)
+                answer = await asyncio.wait_for(reader.read(), 5)
+                assert answer.startswith(b"HTTP/1.1 200") == (sent.startswith(whole)), answer
+                writer.close()
+            assert (await api.post("/demo/runsync", {"input": {}}))[
+                "output"
+            ] == "held"  # an answer may be late
 
     asyncio.run(scenario())
 

@@ -8,8 +8,10 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,7 +141,7 @@ def test_serving_again_starts_fresh_processes_and_another_number(program: str) -
             before = (await api.result("demo"))["output"]["pid"]
             shown = api.server.endpoints["demo"].workers
             old = set(shown)
-            log = api.server.starter("demo").log().with_name("of-another-1.log")
+            log = api.server.starter("demo").log().with_name("of-another-1-1.log")
             log.touch()
             os.utime(log, (0, 0))
             api.server.serve("demo", None, start=program, workers=2)
@@ -151,6 +153,57 @@ def test_serving_again_starts_fresh_processes_and_another_number(program: str) -
                 await api.server.starter("demo").settled(20)
             api.server.serve("other", None)
             assert not log.exists()
+
+    asyncio.run(scenario())
+
+
+def test_of_what_has_died_nothing_is_left_once_another_command_is_served(program: str) -> None:
+    async def scenario() -> None:
+        async with started("python nowhere.py") as api:
+            shown = api.server.endpoints["demo"].workers
+            await spin(lambda: list(shown.values()) == ["unhealthy"])
+            api.server.serve("demo", None, start=program)
+            await spin(lambda: list(shown.values()) == ["idle"])
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_process_that_cannot_be_started_holds_up_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+
+    async def scenario() -> None:
+        async with started("python") as api:
+            gone.rmdir()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            async with asyncio.timeout(5):
+                await api.server.starter("demo").close()
+            assert not api.server.endpoints["demo"].workers
+
+    asyncio.run(scenario())
+
+
+def test_files_of_servers_that_are_gone_are_removed_and_no_others() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+    async def scenario() -> None:
+        async with serving() as api:
+            api.server.serve("demo", None)
+            attachment = api.server.attachment("demo")
+            folder = attachment.env_file.parent
+            kept = [attachment.env_file, folder / "mine.log", folder / "mine.env", folder / f"new-{port}.env"]
+            stale = [folder / name for name in ("a-1-1.log", f"a-{port}.env", f"a-b-{port}-outside.env")]
+            for path in (*kept, *stale):
+                path.touch()
+                os.utime(path, None if path.name.startswith("new") else (0, 0))
+            api.server.serve("other", None)
+            assert [path.exists() for path in (*kept, *stale)] == [True] * 4 + [False] * 3
 
     asyncio.run(scenario())
 
@@ -195,6 +248,8 @@ def test_a_crash_loop_is_seen_and_told_with_the_end_of_the_log(
         ("python -c pass", "exit status 0 .it is to end in runpod.serverless.start."),
         ("no-such-program", "no-such-program cannot be started: No such file"),
         ("python nowhere.py", "can't open file"),
+        ('python -c \'print("a" + chr(27) + "[2J" + chr(0x202e) + "b")\'', "\na\ufffd\\[2J\ufffdb$"),
+        ("python -S -c 'import runpod'", "needs that package: pip install runpod"),
     ],
 )
 def test_what_never_asks_for_a_job_is_told_to_who_waits_for_it(command: str, words: str) -> None:
@@ -323,6 +378,21 @@ def test_a_cell_whose_workers_die_at_once_says_why_and_serves_nothing(notebook: 
     assert "can't open file" in error
     assert notebook.session.endpoints.queue("mine") is None
     assert "not served here" in notebook.error("%endpoint serve mine --stop")
+
+
+def test_a_cell_that_is_interrupted_while_it_waits_leaves_no_process(notebook: Notebook) -> None:
+    starter = notebook.session.endpoints.starter
+
+    def interrupt() -> None:
+        asyncio.run(spin(lambda: starter("mine") and starter("mine")._is_awaited))
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    clicker = threading.Thread(target=interrupt)
+    clicker.start()
+    ran = notebook.try_('%endpoint serve mine --start "sleep 60"')
+    clicker.join()
+    assert not ran.success
+    assert notebook.session.endpoints.queue("mine") is None
 
 
 def test_the_first_endpoint_says_who_reaches_the_server(notebook: Notebook) -> None:

@@ -11,8 +11,9 @@ import time
 import pytest
 from rude import KEY, answer, script
 
-from notebook_ext import exchange, following, queueing, stopping
+from notebook_ext import exchange, following, patience, queueing, stopping
 from notebook_ext.config import Config, SavedEndpoint
+from notebook_ext.entry import Entry
 from notebook_ext.errors import (
     AnswerLost,
     BadRequest,
@@ -30,7 +31,8 @@ from notebook_ext.errors import (
     ServerError,
     WaitTimeout,
 )
-from notebook_ext.handle import Ended, JobHandle, Queued
+from notebook_ext.events import Ended, Queued
+from notebook_ext.handle import JobHandle
 from notebook_ext.server import progress_update
 from notebook_ext.session import Session, default_session
 from notebook_ext.streamed import Streamed
@@ -153,10 +155,11 @@ def test_no_chunk_is_missed_between_two_looks() -> None:
         def wait_for(self, future, timeout):
             return future.result(5) is None
 
-    handle = JobHandle(
-        Owner(), number=1, endpoint="demo", profile="raw", input=1, submitted_at=0.0,
-        job=Job(id="j", endpoint="demo", status=JobStatus.IN_PROGRESS),
-    )  # fmt: skip
+    running = Job(id="j", endpoint="demo", status=JobStatus.IN_PROGRESS)
+    entry = Entry(
+        number=1, endpoint="demo", endpoint_id="demo", provider="", base_url="", submitted_at=0.0, job=running
+    )
+    handle = JobHandle(Owner(), entry)
 
     class Late(Streamed):
         def since(self, first=0):
@@ -742,7 +745,9 @@ def test_references_to_jobs(session) -> None:
         session.find("@x")
     with pytest.raises(InputError, match="not in the journal, and not at demo"):
         session.find("no-such-job")
-    session.journal._db.execute("UPDATE jobs SET job_id = ? WHERE number = 2", (handles[0].id + "b",))
+    session.journal._db.connection.execute(
+        "UPDATE jobs SET job_id = ? WHERE number = 2", (handles[0].id + "b",)
+    )
     with pytest.raises(InputError, match="the beginning of 2 ids"):
         session.find(handles[0].id[:20])
 
@@ -1083,7 +1088,7 @@ def rows(*outputs, status="IN_PROGRESS"):
 def hasty(monkeypatch) -> None:
     """Following pauses after a failure, and waits for a network; here hardly."""
     monkeypatch.setattr(following.random, "uniform", lambda least, most: 0.001)
-    monkeypatch.setattr(following, "PATIENCE", 0.0)
+    monkeypatch.setattr(patience, "PATIENCE", 0.0)
 
 
 QUEUED, RUNNING = {"id": "job-1", "status": "IN_QUEUE"}, {"id": "job-1", "status": "IN_PROGRESS"}
@@ -1171,9 +1176,13 @@ def test_following_is_resumed_behind_what_was_seen(
     seen, announced = [], []
     session.watch(announced.append)
     there.is_back.set()
-    session.resume(handle)
-    session.resume(handle)  # it is followed already
-    handle.subscribe(seen.append)
+
+    def resume() -> None:
+        session.resume(handle)
+        session.resume(handle)  # it is followed already
+        handle.subscribe(seen.append)
+
+    session.on_loop(resume)  # in one go, or it might end before the subscription
     assert handle.output(5) == "".join(chunks)
     assert [(chunk.index, chunk.output) for chunk in handle.chunks()] == list(enumerate(chunks))
     assert [chunk.output for chunk in session.journal.chunks(1)] == chunks

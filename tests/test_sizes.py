@@ -433,7 +433,9 @@ def test_an_output_that_is_the_very_list_of_the_chunks_is_kept_once(journal):
     other, _ = streamed_to(journal, 50)
     journal.finish(number, done(outputs), packs=False)
     journal.finish(other, done([*outputs[:-1], "another"]), packs=False)
-    rows = dict(journal._db.execute("SELECT number, count(*) FROM chunks GROUP BY number").fetchall())
+    rows = dict(
+        journal._db.connection.execute("SELECT number, count(*) FROM chunks GROUP BY number").fetchall()
+    )
     assert rows == {other: 5}
     assert journal.chunks(number) == journal.chunks(other) == chunks
 

@@ -7,8 +7,10 @@ import asyncio
 import pytest
 
 from notebook_ext import profiles
+from notebook_ext.entry import Entry
 from notebook_ext.errors import AnswerLost, JobFailed
-from notebook_ext.handle import Ended, JobHandle, Queued
+from notebook_ext.events import Ended, Queued
+from notebook_ext.handle import JobHandle
 from notebook_ext.types import Counts, Health, Job, JobStatus, StreamChunk
 from notebook_ext.view import NEWS, TICK, JobView, facts
 
@@ -51,16 +53,17 @@ def snapshot(status: str, **told) -> Job:
 
 
 def job(status: str = "IN_QUEUE", *, has_retry: bool = True, **told) -> Waiting:
-    return Waiting(
-        Owner(),
+    entry = Entry(
         number=17,
         endpoint="demo",
-        profile="raw",
+        endpoint_id="demo",
+        provider="",
+        base_url="",
         input={},
         submitted_at=0.0,
         job=snapshot(status, **told),
-        has_retry=has_retry,
     )
+    return Waiting(Owner(), entry, has_retry=has_retry)
 
 
 def view_of(handle, strip=None):

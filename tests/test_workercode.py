@@ -139,6 +139,71 @@ def test_a_secret_is_not_written(namespace, run):
     assert run(program, API_KEY="abc").stdout == '["cba", true]\n'
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "value = {'headers': {'Authorization': 'very-secret-1234'}}",
+        "value = [{'api_key': 'very-secret-1234'}]",
+        "value = ['x', 'sk-very-secret-1234567890']",
+        "value = b'sk-very-secret-1234567890'",
+        "value = ('Bearer very-secret-1234',)",
+        "value = {'at': 'https://me:very-secret@somewhere'}",
+    ],
+)
+def test_a_value_that_holds_a_secret_is_refused(namespace, code):
+    cell(namespace, code)
+    source = "def handler(job):\n    return value\n"
+    cell(namespace, source)
+    with pytest.raises(
+        InputError, match=r"`value`, which holds what looks like a key.* os\.environ"
+    ) as refused:
+        worker("shout", namespace["handler"], namespace, cell=source)
+    assert "very-secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "HF_TOKEN_2 = AWS_KEY_ID = 'very-secret'",
+        "HF_TOKEN_2 = 'hf_very-secret-1234'; AWS_KEY_ID = 'postgres://me:very-secret@db/x'",
+    ],
+)
+def test_a_secret_is_known_by_its_looks_and_by_longer_names(namespace, run, code):
+    cell(namespace, code)
+    source = "def handler(job):\n    return HF_TOKEN_2 + AWS_KEY_ID\n"
+    cell(namespace, source)
+    program = worker("shout", namespace["handler"], namespace, cell=source)
+    assert "very-secret" not in program
+    assert program.count("import os") == 1
+    assert run(program, HF_TOKEN_2="a", AWS_KEY_ID="b").stdout == '["ab", true]\n'
+
+
+def test_what_only_sounds_like_a_secret_is_written(namespace, run):
+    cell(
+        namespace,
+        "tokens = ['a longer word', 'another']; scale = {'key': 'C major', 'max_tokens': 100_000_000}",
+    )
+    source = "def handler(job):\n    return tokens[1] + scale['key']\n"
+    cell(namespace, source)
+    assert (
+        run(worker("shout", namespace["handler"], namespace, cell=source)).stdout
+        == '["anotherC major", true]\n'
+    )
+
+
+def test_what_stands_beside_an_import_stays(namespace, tmp_path, run):
+    source = (
+        "from __future__ import annotations; start = 'ä'\n"
+        "def handler(job): from notebook_ext import progress_update; progress_update(job, start); return 'done'\n"
+    )
+    cell(namespace, source)
+    program = worker("shout", namespace.pop("handler"), {}, cell=source)
+    (tmp_path / "runpod" / "serverless.py").write_text(PROGRESS)
+    (tmp_path / "runpod" / "__init__.py").write_text("from runpod import serverless")
+    done = run(program)
+    assert (done.stdout, done.stderr) == ("done\n", "ä\n")
+
+
 def test_what_is_installed_is_named(namespace):
     source = "import httpx\nimport my_module\n\ndef handler(job):\n    return httpx.__version__\n"
     namespace["handler"] = lambda job: None

@@ -40,7 +40,8 @@ def allowed_hosts(port: int, more: Iterable[str]) -> set[str]:
             raise ConfigurationError(f"{host[:80]!r} is no host name; NAME or NAME:PORT is expected")
         has_port = re.search(r":[0-9]+\Z", host) and not host.endswith("]")
         found.add(host.lower() if has_port else f"{host.lower()}:{port}")
-    return found
+    # Clients leave the usual ports out, also those of a proxy in front that speaks https.
+    return found | {host.rpartition(":")[0] for host in found if host.endswith((":80", ":443"))}
 
 
 class WebhookRules:

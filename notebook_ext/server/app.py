@@ -19,7 +19,7 @@ from notebook_ext.protocol import JobRequest, Operation, chunks_to_json, health_
 from notebook_ext.server.gate import json_response, read_json, refuse
 from notebook_ext.server.openai_route import answer_openai
 from notebook_ext.server.outbound import check_url
-from notebook_ext.server.polls import hold
+from notebook_ext.server.polls import NOBODY_THERE, hold
 from notebook_ext.server.worker_routes import worker_routes
 from notebook_ext.types import StreamChunk
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from notebook_ext.server.addresses import WebhookRules
     from notebook_ext.server.attached import AttachedWorkers
-    from notebook_ext.server.queue import JobRecord, Queue
+    from notebook_ext.server.job import JobRecord
+    from notebook_ext.server.queue import Queue
 
 __all__ = ["build_app"]
 
@@ -44,7 +45,6 @@ RATE_WINDOW = 10.0
 """Seconds over which the `rate_limit` dial counts."""
 REQUESTS_SHOWN = 100
 INPUT_SHOWN = 64 * 1024
-NOBODY_THERE = 499
 
 
 def build_app(

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Literal
 
 from notebook_ext.errors import EndpointError
 from notebook_ext.server.attached_worker import AttachedWorker, HeldJob, LossRules
+from notebook_ext.server.job import Outcome
 from notebook_ext.server.polls import disconnected, hold
-from notebook_ext.server.queue import Outcome
 from notebook_ext.server.workers import REHEARSED, THROTTLED_FOR
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from notebook_ext.server.queue import Attempt, Queue
+    from notebook_ext.server.job import Attempt
+    from notebook_ext.server.queue import Queue
 
 __all__ = ["AttachedWorkers", "NotHeld", "TooManyWorkers"]
 
@@ -271,7 +272,8 @@ class AttachedWorkers:
                         break
                     if attempts := self._hand_over(worker, most):
                         return attempts
-                    await asyncio.sleep(0.1)  # all that waits is what it still runs itself
+                    self._queue.wake_worker()  # all that waits is what this one still runs itself
+                    await asyncio.sleep(0.1)
         except TimeoutError:
             pass
         self._queue.wake_worker()  # it may have been woken for a job that it does not take

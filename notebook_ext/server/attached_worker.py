@@ -10,7 +10,7 @@ from notebook_ext.errors import ConfigurationError
 if TYPE_CHECKING:
     import asyncio
 
-    from notebook_ext.server.queue import Attempt
+    from notebook_ext.server.job import Attempt
 
 __all__ = ["AttachedWorker", "HeldJob", "LossRules"]
 

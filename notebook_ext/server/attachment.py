@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
+import socket
 import time
 import tomllib
 from dataclasses import dataclass, field
@@ -21,8 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["Attachment", "foreign_key", "open_private", "runtime_folder"]
 
 FOLDER_VARIABLE = "NOTEBOOK_EXT_WORKERS"
-LOG_KEPT = 7 * 86400.0
-"""Seconds that a log is kept in which nothing is written."""
+KEPT = 7 * 86400.0
+"""Seconds that a log is kept in which nothing is written, and the environment for a server that is gone."""
+_LOG = re.compile(r".+-[0-9]+-[0-9]+\.log\Z")
+_ENVIRONMENT = re.compile(r".+-([0-9]+)(?:-outside)?\.env\Z")
+"""What these files are called; there may be others in a folder that the user has named."""
 PING_INTERVAL = 5000
 """Milliseconds between a worker's pings."""
 _CREDENTIALS = Path("~/.runpod/config.toml")
@@ -100,7 +105,7 @@ class Attachment:
         path, outside = folder / f"{endpoint}-{port}.env", None
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _forget_old_logs(folder)
+            _forget_old_files(folder)
             _write(path, variables)
             if outside_url is not None:
                 outside = folder / f"{endpoint}-{port}-outside.env"
@@ -147,11 +152,26 @@ def open_private(path: Path) -> TextIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8")
 
 
-def _forget_old_logs(folder: Path) -> None:
-    for path in folder.glob("*.log"):
+def _forget_old_files(folder: Path) -> None:
+    """Remove what is left of other servers, some of which had no time to do it."""
+    for path in folder.iterdir():
+        environment = _ENVIRONMENT.match(path.name)
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > LOG_KEPT:
+            is_ours = environment is not None or _LOG.match(path.name)
+            if not is_ours or time.time() - path.stat().st_mtime <= KEPT:
+                continue
+            if environment is None or not _is_served(int(environment[1])):
                 path.unlink()
+
+
+def _is_served(port: int) -> bool:
+    """Whether a port of this machine is taken; nobody who may listen there is disturbed."""
+    try:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+    except (OSError, OverflowError):
+        return True
+    return False
 
 
 def _write(path: Path, variables: Mapping[str, str]) -> None:

@@ -23,7 +23,7 @@ from notebook_ext.server.salad import write_salad
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from notebook_ext.server.queue import Handler
+    from notebook_ext.server.job import Handler
 
 __all__ = ["BUILT_IN", "built_in"]
 

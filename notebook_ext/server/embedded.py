@@ -22,7 +22,7 @@ from notebook_ext.server.external import External
 from notebook_ext.server.gate import Gate
 from notebook_ext.server.head import BoundedHead
 from notebook_ext.server.outbound import WEBHOOK_PAUSE, Upstream, Webhooks
-from notebook_ext.server.queue import Dials, Handler, Queue
+from notebook_ext.server.queue import Dials, Queue
 from notebook_ext.server.starter import read_command
 from notebook_ext.server.workers import Pool
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from notebook_ext.server.attached import AttachedWorkers
     from notebook_ext.server.attachment import Attachment
+    from notebook_ext.server.job import Handler
     from notebook_ext.server.starter import Starter
 
 __all__ = ["EmbeddedServer"]

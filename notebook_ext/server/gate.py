@@ -92,7 +92,7 @@ class Gate:
         rows: list[tuple[bytes, bytes]] = list(scope["headers"])
         hosts = [value.lower() for name, value in rows if name == b"host"]
         if len(hosts) != 1 or hosts[0] not in self._hosts:
-            return refuse(path, "this server does not answer for that Host", 421)
+            return refuse(path, "this server does not answer for that Host; --allow-host adds one", 421)
         if any(name == b"origin" for name, _ in rows):
             return refuse(path, "requests from web pages are not accepted", 403)
         sent = next((value for name, value in rows if name == b"authorization"), b"")

@@ -18,21 +18,14 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from notebook_ext.protocol import worker_error_to_json
+from notebook_ext.server.job import CHUNK_LIMIT, RESULT_LIMIT, Attempt, Handler, Outcome, Unsendable, as_json
 from notebook_ext.server.prints import current_log
-from notebook_ext.server.queue import (
-    CHUNK_LIMIT,
-    RESULT_LIMIT,
-    Attempt,
-    Handler,
-    Outcome,
-    Queue,
-    Unsendable,
-    as_json,
-)
 from notebook_ext.types import WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
+
+    from notebook_ext.server.queue import Queue
 
 __all__ = ["Reporter", "call", "call_async", "is_async", "progress_update"]
 

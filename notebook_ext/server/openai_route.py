@@ -19,9 +19,9 @@ from starlette.responses import Response
 
 from notebook_ext.protocol import JobRequest, read_worker_error
 from notebook_ext.server.gate import json_response, openai_error, parse_json, read_json
+from notebook_ext.server.job import ABSENT, RESULT_LIMIT
 from notebook_ext.server.outbound import is_openai_route
-from notebook_ext.server.polls import hold
-from notebook_ext.server.queue import ABSENT
+from notebook_ext.server.polls import NOBODY_THERE, hold
 from notebook_ext.types import JobStatus, whole_text
 
 if TYPE_CHECKING:
@@ -30,18 +30,22 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from notebook_ext.server.queue import JobRecord, Queue
+    from notebook_ext.server.job import JobRecord
+    from notebook_ext.server.queue import Queue
 
 __all__ = ["answer_openai"]
 
 DONE = b"data: [DONE]\n\n"
 ERROR_READ = 64 * 1024
 """Characters of a job's error beyond which it is not looked into."""
-NOBODY_THERE = 499
 _WANTED = {"chat/completions": "choices", "completions": "choices", "embeddings": "data", "models": "data"}
 """What a document of these routes has; others are not looked into."""
 _FIELDS = ("data:", "event:", "id:", "retry:", ":")
 _BLANK_LINE = re.compile(r"\r\n\r\n|\n\n|\r\r")
+_SEAM = 3
+"""Characters of a blank line that may have come already when its last one comes."""
+_START = 16
+"""Characters by which an event is known, and those that may be left of the blank line before it."""
 
 
 async def answer_openai(request: Request, queue: Queue, route: str, limit: int) -> Response:
@@ -210,7 +214,8 @@ class _Events:
 
     def __init__(self, route: str) -> None:
         self._wanted = _WANTED.get(route)
-        self._text = ""
+        self._waiting: list[str] = []  # of an event that has not ended; the last piece may hold a seam
+        self._size = 0
 
     def document(self, values: list[Any]) -> Any:
         """The one document that all of it makes."""
@@ -233,12 +238,11 @@ class _Events:
             self._read(item) if isinstance(item, str) else _event(self._checked(item))
             for item in _flat(values)
         ]
-        return b"".join([*said, self._read("\n\n") if last and self._text else b""])
+        return b"".join([*said, self._read("\n\n") if last and self._waiting else b""])
 
     def _read(self, text: str) -> bytes:
-        *events, self._text = _BLANK_LINE.split(self._text + text)
-        events = [event.strip("\r\n") for event in events]
-        start = self._text.lstrip("\r\n")
+        events = [event.strip("\r\n") for event in self._ended(text)]
+        start = "".join(piece[:_START] for piece in self._waiting[:_START]).lstrip("\r\n")
         may_become_one = start.startswith(_FIELDS) or any(field.startswith(start) for field in _FIELDS)
         if not (may_become_one and all(event.startswith(_FIELDS) for event in events if event)):
             raise _unfit("text")
@@ -247,6 +251,22 @@ class _Events:
             for event in events
             if event and event.removeprefix("data:").strip() != "[DONE]"
         )
+
+    def _ended(self, text: str) -> list[str]:
+        """The events that this text ends.
+
+        Of what waits, only the end is searched again: a large event comes in thousands of pieces.
+        """
+        seam = self._waiting.pop() if self._waiting else ""
+        *ended, rest = _BLANK_LINE.split(seam + text)
+        if ended:
+            ended[0] = "".join([*self._waiting, ended[0]])
+            self._waiting.clear()
+        self._waiting += filter(None, (rest[:-_SEAM], rest[-_SEAM:]))
+        self._size = len(rest) if ended else self._size + len(text)
+        if self._size > RESULT_LIMIT:
+            raise _ended(f"an event of the answer has more than {RESULT_LIMIT // 1024**2} MB, the limit", 502)
+        return ended
 
     def _checked(self, item: Any) -> dict[str, Any]:
         if not isinstance(item, dict):

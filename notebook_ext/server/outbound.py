@@ -34,6 +34,9 @@ WEBHOOK_TRIES = 3
 WEBHOOK_PAUSE = 10.0
 """Documented: expects 200, and up to 2 further tries, 10 s apart."""
 WEBHOOK_TIMEOUT = 10.0
+"""Seconds for one try, up to the status of the answer."""
+WEBHOOKS_AT_ONCE = 20
+"""A purge ends thousands of jobs in one moment; the system gives a process some hundred connections."""
 UPSTREAM_TIMEOUT = httpx.Timeout(300.0, connect=10.0)
 """Seconds. A local model may take minutes to be loaded before its first token."""
 EXCERPT = 500
@@ -98,6 +101,7 @@ class Webhooks:
         self.rules = rules or WebhookRules()
         self._pause = pause
         self._timeout = timeout
+        self._places = asyncio.Semaphore(WEBHOOKS_AT_ONCE)
         self._deliveries: set[asyncio.Task[None]] = set()
 
     def send(self, url: str, payload: Mapping[str, Any]) -> None:
@@ -117,7 +121,8 @@ class Webhooks:
         for attempt in range(WEBHOOK_TRIES):
             if attempt:
                 await asyncio.sleep(self._pause)
-            reason = await self._post(url, payload)
+            async with self._places:
+                reason = await self._post(url, payload)
             if reason is None:
                 return
         # The path of a webhook often is its secret: only the host is told.
@@ -132,15 +137,18 @@ class Webhooks:
                 headers["Host"] = target.netloc.decode("ascii")
                 extensions = {"sni_hostname": target.raw_host.decode("ascii")}
                 target = target.copy_with(host=address)
-            async with _client(url, self._timeout, direct=address is not None) as client:
-                answer = await client.post(
-                    target, content=json.dumps(payload), headers=headers, extensions=extensions
-                )
+            async with (
+                asyncio.timeout(self._timeout),
+                _client(url, self._timeout, direct=address is not None) as client,
+                client.stream(
+                    "POST", target, content=json.dumps(payload), headers=headers, extensions=extensions
+                ) as answer,  # the body is nobody's business, and may never end
+            ):
+                return None if answer.status_code == 200 else f"HTTP {answer.status_code}"
         except InputError as error:
             return str(error)
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, RecursionError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, RecursionError) as error:
             return type(error).__name__
-        return None if answer.status_code == 200 else f"HTTP {answer.status_code}"
 
 
 @dataclass(frozen=True, slots=True)

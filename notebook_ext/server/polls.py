@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive
 
-__all__ = ["Bells", "disconnected", "hold"]
+__all__ = ["NOBODY_THERE", "Bells", "disconnected", "hold"]
+
+NOBODY_THERE = 499
+"""The HTTP status of an answer that nobody waits for any more."""
 
 
 class Bells(Protocol):

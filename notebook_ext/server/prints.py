@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
-    from notebook_ext.server.queue import JobLog
+    from notebook_ext.server.job import JobLog
 
 __all__ = ["current_log", "divert", "restore"]
 

@@ -12,6 +12,7 @@ import sys
 from collections import deque
 from contextvars import Context
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from notebook_ext.errors import ConfigurationError
 from notebook_ext.server import keeper
@@ -104,7 +105,7 @@ class Starter:
 
     def log(self, slot: int = 1) -> Path:
         """The file with what the processes in this place have printed."""
-        port = self._variables["RUNPOD_WEBHOOK_PING"].split("/")[2].rpartition(":")[2]
+        port = urlsplit(self._variables["RUNPOD_WEBHOOK_PING"]).port
         return self._folder / f"{self._name}-{port}-{slot}.log"
 
     async def settled(self, timeout: float) -> None:
@@ -170,8 +171,10 @@ class Starter:
             failures = 1 if has_worked else failures + 1  # what has ended a job does not crash in a loop
             self._workers.asked.set()  # who waits for that is to know
             self._workers.mark(worker_id, self.trouble)
-            await asyncio.sleep(min(FIRST_PAUSE * 2 ** (failures - 1), MOST_PAUSE))
-            self._workers.lose(worker_id)
+            try:
+                await asyncio.sleep(min(FIRST_PAUSE * 2 ** (failures - 1), MOST_PAUSE))
+            finally:
+                self._workers.lose(worker_id)
 
     async def _run(self, worker_id: str, slot: int) -> str:
         """Run one process to its end; returns its exit status, or why there was none."""
@@ -194,7 +197,10 @@ class Starter:
                 try:
                     process = await asyncio.shield(starting)
                 except asyncio.CancelledError:  # it must be known, to be ended
-                    self._processes[worker_id] = await starting
+                    try:
+                        self._processes[worker_id] = await starting
+                    except OSError:
+                        self._workers.lose(worker_id)
                     raise
         except OSError as error:
             return str(error)
@@ -214,6 +220,8 @@ class Starter:
             f"{_ended(status)}{hint}; its log is {path}"
         )
         tail = self._tail(path)
+        if tail.endswith("No module named 'runpod'"):
+            tail += "\nThe Python that runs it needs that package: pip install runpod"
         return f"{told}, and ends with:\n{tail}" if tail else told
 
     def _tail(self, path: Path) -> str:
@@ -224,7 +232,15 @@ class Starter:
         except OSError:
             return ""
         token = self._variables["RUNPOD_AI_API_KEY"]
-        return "\n".join(deque(text.replace(token, "***").strip().splitlines(), TAIL_LINES))
+        lines = deque(text.replace(token, "***").strip().splitlines(), TAIL_LINES)
+        return "\n".join(map(_inert, lines))
+
+
+def _inert(line: str) -> str:
+    """What a worker has printed, with nothing in it that a terminal would obey."""
+    return "".join(
+        char if char.isprintable() or char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in line
+    )
 
 
 def _ended(status: str) -> str:

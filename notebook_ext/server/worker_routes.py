@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from notebook_ext.server.attached import NotHeld, TooManyWorkers
-from notebook_ext.server.gate import json_response, parse_json, read_body
-from notebook_ext.server.queue import ABSENT, CHUNK_LIMIT, RESULT_LIMIT, Outcome, Unsendable
+from notebook_ext.server.gate import TAKE_REFUSAL_PAUSE, json_response, parse_json, read_body
+from notebook_ext.server.job import ABSENT, CHUNK_LIMIT, RESULT_LIMIT, Outcome, Unsendable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from notebook_ext.server.attached import AttachedWorkers
-    from notebook_ext.server.queue import Attempt
+    from notebook_ext.server.job import Attempt
 
 __all__ = ["worker_routes"]
 
@@ -27,7 +28,6 @@ FRAME = 1024
 """Bytes around a chunk or a result in the body that brings it."""
 MOST_AT_ONCE = 100
 COME_BACK = {"Retry-After": "5"}
-NOBODY_THERE = 499
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}\Z")
 
 
@@ -36,7 +36,11 @@ def worker_routes(attached: Mapping[str, AttachedWorkers]) -> list[Route]:
 
     def route(path: str, method: str, function: Callable[[_Call], Awaitable[Response]]) -> Route:
         async def answer(request: Request) -> Response:
-            call = _Call(request, attached)
+            try:
+                call = _Call(request, attached)
+            except HTTPException:
+                await asyncio.sleep(TAKE_REFUSAL_PAUSE)
+                raise
             try:
                 return await function(call)
             except TooManyWorkers as error:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from notebook_ext.server import prints
 from notebook_ext.server.handlers import Reporter, call, call_async, is_async
-from notebook_ext.server.queue import Attempt, Handler, Outcome, Queue
+from notebook_ext.server.job import Attempt, Handler, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from notebook_ext.server.queue import Queue
 
 __all__ = ["REHEARSED", "THROTTLED_FOR", "Pool"]
 

@@ -176,7 +176,7 @@ def test_a_page_whose_own_name_is_pointed_here_reads_and_triggers_nothing(
     page.route(f"{origin}/", load)  # as long as the name still was the attacker's
     page.goto(f"{origin}/")
     learnt = page.evaluate(TRIES, [f"{origin}/v2", provider.server.token, job])
-    refused = '{"error":"this server does not answer for that Host"}'
+    refused = '{"error":"this server does not answer for that Host; --allow-host adds one"}'
     assert learnt["readWithKey"] == learnt["readJob"] == learnt["runWithKey"] == f"421 {refused}"
     assert learnt["runByOpenAI"].startswith('421 {"error":{"message":"this server does not answer')
     assert not [text for text in learnt.values() if "mine" in text or "jobs" in text or "opened" in text]

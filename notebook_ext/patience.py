@@ -1,0 +1,80 @@
+"""How long failures are put up with, before a job is no longer followed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import TYPE_CHECKING
+
+from notebook_ext.errors import (
+    AnswerLost,
+    ConnectionFailed,
+    ProtocolError,
+    RateLimitError,
+    ServerError,
+    TransportError,
+)
+from notebook_ext.pacing import tell_pause
+
+if TYPE_CHECKING:
+    from notebook_ext.errors import EndpointError
+
+__all__ = ["TRANSIENT", "Patience"]
+
+MOST_FAILURES = 6
+"""How many answers in a row may be lost before a job is no longer followed."""
+LONGEST_ASKED = 60.0
+"""Seconds that a server's wish to be left alone is heeded."""
+PATIENCE, LONGEST_REST = 300.0, 10.0
+"""Seconds without a connection (nothing is lost by that) before a job is no longer followed; the
+longest pause between two attempts."""
+TRANSIENT = (AnswerLost, ServerError, ProtocolError, ConnectionFailed, RateLimitError)
+"""Failures that may pass."""
+
+
+class Patience:
+    """Lets time pass after a failure, or gives up.
+
+    Args:
+        what: The job, in words.
+        job_id: The server's id.
+    """
+
+    def __init__(self, what: str, job_id: str) -> None:
+        self._what = what
+        self._job_id = job_id
+        self.renew()
+
+    def renew(self) -> None:
+        """A good answer came."""
+        self._losses = self._failures = 0
+        self._failing_since = time.monotonic()
+
+    async def after(self, error: EndpointError) -> None:
+        """Wait a little.
+
+        Raises:
+            AnswerLost: It was one answer too many that was lost.
+            TransportError: There has been no connection for too long; nothing was lost by that.
+        """
+        now = time.monotonic()
+        if not self._failures:
+            self._failing_since = now
+        self._failures += 1
+        is_loss = not isinstance(error, (ConnectionFailed, RateLimitError))
+        self._losses += is_loss
+        if self._losses >= MOST_FAILURES or now - self._failing_since >= PATIENCE:
+            last = str(error).rstrip(".?")
+            raise (AnswerLost if self._losses else TransportError)(
+                f"following {self._what} failed {self._failures} times in a row; the last time: {last}. "
+                "The job itself may go on: attach to it again, or cancel it",
+                job_id=self._job_id,
+            ) from error
+        most = min(0.1 * 2 ** min(self._failures, 10), LONGEST_REST)
+        asked = error.retry_after if isinstance(error, RateLimitError) else None
+        jitter = random.uniform(most / 2, most)  # noqa: S311 - no secret
+        pause = min(asked, LONGEST_ASKED) if asked else jitter
+        if isinstance(error, RateLimitError):
+            tell_pause(pause)
+        await asyncio.sleep(pause)
