@@ -85,6 +85,7 @@ class Endpoint:
         self.provider = providers.resolve(provider)
         self._limits = limits or Limits(self.provider.limits)
         self._exchange = Exchange(self.id, self.provider, api_key, self._limits, name)
+        self._has_status_sync = None if Operation.STATUS_SYNC in self.provider.routes else False
         self._openai = OpenAIRoute(self.id, self.provider, api_key, self._limits, name)
 
     def __repr__(self) -> str:
@@ -272,22 +273,32 @@ class Endpoint:
     async def status_sync(self, job_id: str, *, wait: float = SYNC_HOLD) -> Job:
         """Look at a job, letting the server hold the answer until it is final or `wait` seconds are over.
 
-        Where the provider has no such route, or a server that does not hold, it looks at once and
-        then again and again, each time a tenth of the time later, until `wait` seconds are over.
+        Where there is no such route, or a server that does not hold, it looks at once and then again
+        and again, each time a tenth of the time later, until `wait` seconds are over.
         """
         since = time.monotonic()
-        has_route = Operation.STATUS_SYNC in self.provider.routes
         while True:
             asked = time.monotonic()
-            if has_route:
-                hold = _clamped(since + wait - asked)
-                job = await self._look(Operation.STATUS_SYNC, job_id, hold=hold)
-            else:
-                job = await self.status(job_id)
+            job = await self._held_look(job_id, since + wait - asked)
             now = time.monotonic()
-            if job.status.is_final or now >= since + wait or (has_route and now - asked > HELD):
+            if job.status.is_final or now >= since + wait or (self._has_status_sync and now - asked > HELD):
                 return job
             await asyncio.sleep(min(look_pause(since, asked), since + wait - now))
+
+    async def _held_look(self, job_id: str, wait: float) -> Job:
+        """Look at a job, held where the server can."""
+        if self._has_status_sync is not False:
+            try:
+                job = await self._look(Operation.STATUS_SYNC, job_id, hold=_clamped(wait))
+            except JobLost:
+                if self._has_status_sync:
+                    raise
+            else:
+                self._has_status_sync = True
+                return job
+        job = await self.status(job_id)
+        self._has_status_sync = False  # it was the route that is unknown, and not the job
+        return job
 
     async def stream(self, job_id: str, *, hold: float = STREAM_HOLD) -> AsyncGenerator[StreamChunk]:
         """Yield a job's chunks as they come; ends when the job is COMPLETED.

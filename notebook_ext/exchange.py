@@ -112,7 +112,9 @@ class Exchange:
     def submitted(self, job_id: str) -> None:
         """Remember that this job is ours and young: a 404 may mean that it is not known everywhere yet."""
         now = time.monotonic()
-        self._submitted = {job: at for job, at in self._submitted.items() if now - at < FRESH_JOB}
+        while self._submitted and now - next(iter(self._submitted.values())) >= FRESH_JOB:
+            del self._submitted[next(iter(self._submitted))]
+        self._submitted.pop(job_id, None)  # the youngest is last
         self._submitted[job_id] = now
 
     async def call(
@@ -165,8 +167,8 @@ class Exchange:
     def _may_repeat(self, asking: Asking, error: BaseException) -> bool:
         if isinstance(error, (ConnectionFailed, RateLimitError)):
             return True  # it was not sent, or was turned away: nothing has been done
-        if isinstance(error, NotFoundError):
-            return self._is_fresh(asking.job_id)
+        if isinstance(error, NotFoundError):  # of a long poll it may mean that there is no such route
+            return self._is_fresh(asking.job_id) and asking.operation is not Operation.STATUS_SYNC
         if asking.operation is Operation.STREAM:
             # a lost answer may have had chunks in it: whoever follows must know that they are gone
             return False

@@ -39,6 +39,8 @@ MOST_HELD, MOST_HELD_IDLY = 224, 128
 other connections stay free for what must not wait for them: submissions, cancels and looks."""
 SHORTEST_ROUND, AGE_SHARE, LONGEST_ROUND = 0.01, 0.1, 10.0
 """From one look at a job that cannot be long-polled to the next: seconds, share of its age, seconds."""
+_TOLD_BY_STREAM = (JobStatus.COMPLETED, JobStatus.CANCELLED)
+"""Ends of which a status tells nothing that a reader of the stream alone is waiting for."""
 ROUNDS_RATE, ROUND = 100.0, 0.25
 """How many jobs that wait for their stream to be held are looked at in a second; and the clock on which that
 is done together: the loop wakes less often."""
@@ -129,7 +131,9 @@ class Following:
             async with contextlib.aclosing(self._live()) as live:
                 async for event in live:
                     yield event
-            if not self._look and not self._lost and self._status is JobStatus.COMPLETED:
+            if not self._look and not self._lost and self._status in _TOLD_BY_STREAM:
+                if self._status is not JobStatus.COMPLETED:
+                    yield Job(id=self._job_id, endpoint=self._endpoint.id, status=self._status)
                 return
             final = self._final or await self._looked()
         except JobLost as error:
@@ -378,8 +382,7 @@ def look_pause(since: float, asked: float) -> float:
         asked: When the last look began.
     """
     now = time.monotonic()
-    took = now - asked
-    return min(max(AGE_SHARE * (now - since) - took, took, SHORTEST_ROUND), LONGEST_ROUND)
+    return min(max(AGE_SHARE * (now - since) - (now - asked), SHORTEST_ROUND), LONGEST_ROUND)
 
 
 def differs(last: Job | None, job: Job) -> bool:

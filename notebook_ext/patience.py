@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TRANSIENT", "Patience"]
 
-MOST_FAILURES = 6
-"""How many answers in a row may be lost before a job is no longer followed."""
+MOST_LOSSES, LOSSES_LAST = 6, 60.0
+"""How many answers in a row may be lost, and for how many seconds at least, before a job is no longer
+followed: a load balancer that is restarted, or a server that is deployed anew, comes back sooner."""
 LONGEST_ASKED = 60.0
 """Seconds that a server's wish to be left alone is heeded."""
 PATIENCE, LONGEST_REST = 300.0, 10.0
@@ -64,11 +65,13 @@ class Patience:
         self._failures += 1
         is_loss = not isinstance(error, (ConnectionFailed, RateLimitError))
         self._losses += is_loss
-        if self._losses >= MOST_FAILURES or now - self._failing_since >= PATIENCE:
+        lasts = now - self._failing_since
+        if (self._losses >= MOST_LOSSES and lasts >= LOSSES_LAST) or lasts >= PATIENCE:
             last = str(error).rstrip(".?")
+            hope = "Attach" if "The job goes on" in last else "The job itself may go on: attach"
             raise (AnswerLost if self._losses else TransportError)(
-                f"following {self._what} failed {self._failures} times in a row; the last time: {last}. "
-                "The job itself may go on: attach to it again, or cancel it",
+                f"following {self._what} failed {self._failures} times in {lasts:.0f} s; "
+                f"the last time: {last}. {hope} to it again, or cancel it",
                 job_id=self._job_id,
             ) from error
         most = min(0.1 * 2 ** min(self._failures, 10), LONGEST_REST)

@@ -377,6 +377,26 @@ def test_the_execution_timeout_acts_on_the_worker() -> None:
     asyncio.run(scenario())
 
 
+def test_a_server_without_status_sync_is_looked_at_and_remembered() -> None:
+    async def scenario() -> None:
+        looks = iter(["IN_PROGRESS", "IN_PROGRESS", "COMPLETED", "COMPLETED"])
+
+        async def status(asked):
+            return answer({"id": "j", "status": next(looks)})
+
+        none = answer({"error": "there is no such route"}, 404)
+        async with (
+            rude(script(run={"id": "j", "status": "IN_QUEUE"}, status_sync=none, status=status)) as server,
+            Endpoint("ep", server.url, KEY) as endpoint,
+        ):
+            job = await endpoint.run({})
+            assert (await endpoint.status_sync(job.id)).status is JobStatus.COMPLETED
+            assert (await endpoint.status_sync(job.id)).status is JobStatus.COMPLETED
+            assert server.count("status-sync") == 1
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("operation", ["status", "status_sync", "cancel", "retry", "stream"])
 def test_a_job_is_lost_after_its_ttl_whoever_asks(operation: str, monkeypatch) -> None:
     monkeypatch.setattr("notebook_ext.exchange.FRESH_JOB", 0.0)
@@ -440,7 +460,11 @@ _DAY = 86400
         ("runpod", {"ttl": timedelta(days=8)}, "ttl"),
         ("runpod", {"ttl": float("nan")}, "ttl"),
         ("tensorone-rest", {"ttl": 60}, "ttl is not documented for tensorone-rest"),
-        ("tensorone-rest", {"execution_timeout": 60}, "execution_timeout is not documented"),
+        (
+            "tensorone-rest",
+            {"execution_timeout": 60},
+            r"execution_timeout \(--exec-timeout\) is not documented",
+        ),
     ],
 )
 def test_policies_that_a_provider_does_not_take(provider, policy, words) -> None:

@@ -243,7 +243,7 @@ def _word(shown: Any) -> str:
 
 _DIFFERING = [
     (r"^[\w-]+( of)?( job job-1)? on ep:? ", ""),
-    (r"^failed \d+ times in a row; the last time: (stream of job job-1 on ep: )?", "given up: "),
+    (r"^failed \d+ times in (\d+|N) s; the last time: (stream of job job-1 on ep: )?", "given up: "),
     (r"the connection broke after [\d.]+ s, before a whole answer came \((.*)\)\. ", r"\1. "),
     (r"https?://[\w.:]+(/v2)?", "URL"),
     (r"no connection to URL after [\d.]+ s \(.*?\); ", "no connection to URL; "),
@@ -305,6 +305,7 @@ def shorten(patch: pytest.MonkeyPatch, timeout: float, follower: float = 0.3) ->
     patch.setattr(client, "SYNC_HOLD", HOLD)
     patch.setattr(patience, "LONGEST_REST", 0.02)
     patch.setattr(patience, "PATIENCE", follower)
+    patch.setattr(patience, "LOSSES_LAST", 0.0)
     patch.setattr(transport, "MAX_BODY", 2**20)
 
 

@@ -15,7 +15,7 @@ import pytest
 from faults import PAGE
 from rude import KEY, always, answer, rude, script
 
-from notebook_ext import Endpoint, errors, exchange, following, patience
+from notebook_ext import Endpoint, errors, exchange, patience
 from notebook_ext.types import Job, JobStatus
 
 OPERATIONS = {
@@ -229,7 +229,8 @@ def read_all(respond, *, reader: str = "stream") -> tuple[list[Any], Exception |
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Following pauses after a failure; here hardly."""
-    monkeypatch.setattr(following.random, "uniform", lambda least, most: 0.001)
+    monkeypatch.setattr(patience.random, "uniform", lambda least, most: 0.001)
+    monkeypatch.setattr(patience, "LOSSES_LAST", 0.0)
 
 
 def final(status: str = "COMPLETED", **more: Any) -> dict[str, Any]:
@@ -304,12 +305,32 @@ def test_too_many_losses_in_a_row_end_it_and_name_the_job(patient) -> None:
     assert got == ["a"]
     assert type(error) is errors.AnswerLost
     assert "job-1" in str(error)
-    assert "may go on: attach" in str(error)
-    assert asked["stream"] == 1 + patience.MOST_FAILURES
+    assert "ttach to it again" in str(error)
+    assert asked["stream"] == 1 + patience.MOST_LOSSES
+
+
+def test_an_outage_of_a_proxy_is_waited_out(monkeypatch) -> None:
+    monkeypatch.setattr(patience.random, "uniform", lambda least, most: 0.001)
+    outage = [answer(text=PAGE, status=502), None] * (2 * patience.MOST_LOSSES)
+    respond = script(
+        stream=[rows("a"), *outage, rows("b", status="COMPLETED")], status=final(output=["a", "b"])
+    )
+    got, error, _ = read_all(respond, reader="follow")
+    assert [item for item in got if item in ("a", "b")] == ["a", "b"]
+    assert error is None
+
+
+def test_a_stream_that_says_cancelled_is_asked_no_more() -> None:
+    got, error, asked = read_all(
+        script(stream=[rows("a"), rows(status="CANCELLED")], status=final("CANCELLED"))
+    )
+    assert got == ["a"]
+    assert type(error) is errors.JobCancelled
+    assert asked["status"] == 0
 
 
 def test_a_good_answer_forgives_the_losses_before_it(patient) -> None:
-    stream = [item for _ in range(4) for item in [*[None] * (patience.MOST_FAILURES - 1), rows("x")]]
+    stream = [item for _ in range(4) for item in [*[None] * (patience.MOST_LOSSES - 1), rows("x")]]
     respond = script(stream=[*stream, rows(status="COMPLETED")], status=final(output=["x"] * 4))
     assert read_all(respond)[:2] == (["x"] * 4, None)
 
@@ -411,9 +432,9 @@ def test_an_unknown_word_reaches_who_follows() -> None:
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("status", ["FAILED", "CANCELLED", "TIMED_OUT"])
+@pytest.mark.parametrize("status", ["FAILED", "TIMED_OUT"])
 def test_the_reason_is_fetched_where_the_stream_only_stops(status: str) -> None:
-    kinds = {"FAILED": errors.JobFailed, "CANCELLED": errors.JobCancelled, "TIMED_OUT": errors.JobTimedOut}
+    kinds = {"FAILED": errors.JobFailed, "TIMED_OUT": errors.JobTimedOut}
     respond = script(
         stream=[rows("a"), rows("b", status=status)], status=final(status, error="out of memory")
     )

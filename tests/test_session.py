@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 
+import httpx
 import pytest
 from rude import KEY, answer, script
 
@@ -602,7 +603,7 @@ def test_a_bug_on_the_way_ends_the_handle_instead_of_waiting_for_ever(
 
 
 def test_text_that_may_be_missing_is_noted(session, elsewhere, monkeypatch) -> None:
-    monkeypatch.setattr("notebook_ext.following.random.uniform", lambda least, most: 0.001)
+    monkeypatch.setattr(patience.random, "uniform", lambda least, most: 0.001)
     server = elsewhere(
         script(
             run={"id": "job-1", "status": "IN_QUEUE"},
@@ -631,10 +632,11 @@ def test_a_job_that_expires_is_lost(session, elsewhere, sync, monkeypatch) -> No
 
 
 def test_a_job_that_can_no_longer_be_followed_says_that_it_may_go_on(session, elsewhere, monkeypatch) -> None:
-    monkeypatch.setattr("notebook_ext.following.random.uniform", lambda least, most: 0.001)
+    monkeypatch.setattr(patience.random, "uniform", lambda least, most: 0.001)
+    monkeypatch.setattr(patience, "LOSSES_LAST", 0.0)
     server = elsewhere(script(run={"id": "job-1", "status": "IN_QUEUE"}, stream=None))
     handle = at(session, server).submit({})
-    with pytest.raises(AnswerLost, match="The job itself may go on"):
+    with pytest.raises(AnswerLost, match="The job goes on; .* Attach to it again"):
         handle.output(5)
     assert handle.done
     assert not handle.status.is_final
@@ -666,6 +668,19 @@ def test_a_job_that_is_gone_when_it_is_to_be_stopped_is_lost(session, elsewhere,
     handle = at(session, server).submit({})
     assert str(handle.cancel()) == "@1 LOST: the server no longer knows it"
     assert handle.status is JobStatus.LOST
+
+
+def test_the_key_of_what_is_served_opens_it_to_other_programs_and_shows_in_no_repr(session) -> None:
+    connection = session.serve("mine", "echo")
+    token = connection.key()
+    answer = httpx.post(
+        f"{connection.provider.base_url}/mine/runsync",
+        json={"input": 1},
+        headers={"Authorization": f"Bearer {token}"},
+        trust_env=False,
+    )
+    assert answer.json()["output"] == 1
+    assert token not in repr(connection) + repr(connection.key)
 
 
 def test_no_key_is_in_a_handle_or_in_the_journal(session, elsewhere, caplog, tmp_path) -> None:
@@ -1087,7 +1102,7 @@ def rows(*outputs, status="IN_PROGRESS"):
 @pytest.fixture
 def hasty(monkeypatch) -> None:
     """Following pauses after a failure, and waits for a network; here hardly."""
-    monkeypatch.setattr(following.random, "uniform", lambda least, most: 0.001)
+    monkeypatch.setattr(patience.random, "uniform", lambda least, most: 0.001)
     monkeypatch.setattr(patience, "PATIENCE", 0.0)
 
 
@@ -1127,7 +1142,7 @@ class Interrupted:
 
 def given_up(session, server):
     handle = at(session, server).submit({})
-    with pytest.raises(EndpointError, match="The job itself may go on"):
+    with pytest.raises(EndpointError, match="ttach to it again"):
         handle.wait(5)
     assert (handle.done, handle.is_over, handle.status) == (True, False, JobStatus.IN_PROGRESS)
     return handle
