@@ -636,7 +636,7 @@ def test_a_job_that_can_no_longer_be_followed_says_that_it_may_go_on(session, el
     monkeypatch.setattr(patience, "LOSSES_LAST", 0.0)
     server = elsewhere(script(run={"id": "job-1", "status": "IN_QUEUE"}, stream=None))
     handle = at(session, server).submit({})
-    with pytest.raises(AnswerLost, match="The job goes on; .* Attach to it again"):
+    with pytest.raises(AnswerLost, match=r"The job goes on; .* Attach to it again"):
         handle.output(5)
     assert handle.done
     assert not handle.status.is_final
