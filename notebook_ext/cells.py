@@ -57,6 +57,7 @@ class JobCells:
         owns_cell: bool = False,
         is_background: bool = False,
         is_quiet: bool = False,
+        keeps_place: bool = False,
     ) -> JobView:
         """Draw a job in the present cell, from its beginning, until it has ended.
 
@@ -66,6 +67,7 @@ class JobCells:
             owns_cell: Whether the cell holds nothing else, so that it may be cleared at the end.
             is_background: Whether nobody will wait for it.
             is_quiet: Whether only errors are shown.
+            keeps_place: Whether others are drawn in the cell meanwhile; one in the background expects that.
         """
         front_end = self._front_end
         decoder = profiles.get(handle.profile).decoder()
@@ -94,6 +96,7 @@ class JobCells:
                 strip=strip,
                 owns_cell=owns_cell,
                 is_live=is_live,
+                keeps_place=(is_background or keeps_place) and not is_quiet,
                 metadata=lambda: provenance(handle),
             ),
             strip=strip,
@@ -126,7 +129,9 @@ class JobCells:
             bundles += reading.bundles(handle, final)
         if handle.error is not None:
             bundles.append(render.error(handle.error))
-        return bundles if handle.never_submitted else [*bundles, footer_bundle(facts(handle, final))]
+        if handle.never_submitted:
+            return [*bundles, render.note(f"@{handle.number} was never submitted")]
+        return [*bundles, footer_bundle(facts(handle, final))]
 
     def final(self, handle: JobHandle) -> profiles.Final:
         """What a job has come to so far, read as its profile reads it."""
@@ -197,17 +202,19 @@ class JobCells:
         Raises:
             KeyboardInterrupt: The stop button; they are being stopped all the same.
         """
+        if not handles:
+            return []
         with self._front_end.stop_button_held():
-            stopping = [self._session.stop(handle) for handle in handles]
+            stopping = self._session.stop_all(handles)
             try:
-                self._front_end.wait(lambda: all(future.done() for future in stopping))
+                self._front_end.wait(stopping)
             except KeyboardInterrupt:
                 fates = (
                     f"@{handle.number}: stopping was interrupted; its state is not confirmed"
                     for handle in handles
                 )
                 raise _interrupt("; ".join(fates)) from None
-        return [future.result() for future in stopping]
+        return stopping.result()
 
     def _wait(
         self,

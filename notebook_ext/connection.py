@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from notebook_ext import keys
 from notebook_ext.entry import Entry
 from notebook_ext.errors import InputError
 from notebook_ext.protocol import Operation
@@ -130,6 +131,19 @@ class Connection:
     def provider(self) -> Provider:
         """Where it is; `Endpoint(connection.endpoint.id, connection.provider)` calls it from any loop."""
         return self.endpoint.provider
+
+    @property
+    def key(self) -> keys.Key | None:
+        """What its callers send as their API key: its repr hides it, `connection.key()` gives it.
+
+        For an endpoint that is served here, that is the token by which other programs call it too, as
+        long as this kernel lives. None where a server on this machine has no key. The keyring may take
+        seconds to answer.
+
+        Raises:
+            ConfigurationError: There is none.
+        """
+        return keys.find_or_require(self.provider, name=self.name)
 
     def entry(self, submission: Submission, *, profile: str | None, notebook: str | None) -> Entry:
         """A submission to it as the journal will know it.

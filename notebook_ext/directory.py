@@ -141,9 +141,12 @@ class Directory:
                 `bind`, `allow_hosts`, `private_webhooks`. They are those of `server.EmbeddedServer`.
 
         Raises:
-            ConfigurationError: It cannot be served so, or the processes of `start` die at once.
+            ConfigurationError: It cannot be served so, or the processes of `start` die at once. What
+                the name has served before, it then still does.
         """
         server = self._serving({key: options.pop(key) for key in _OF_SERVER if key in options})
+        if options.get("start") is not None and name in server.endpoints:
+            return self._serve_in_place(server, name, handler, options)
         self._session.on_loop(lambda: server.serve(name, handler, **options))
         try:
             connection = self._served(server, name, "chat" if handler == "chat" else "raw")
@@ -154,6 +157,26 @@ class Directory:
             self.forget(name)
             raise
         return connection
+
+    def _serve_in_place(
+        self, server: EmbeddedServer, name: str, handler: Any, options: dict[str, Any]
+    ) -> Connection:
+        """Serve a name by worker processes, once one of them has asked for a job."""
+        starter: Starter | None = None
+        try:
+            starter = self._session.on_loop(
+                server.prepare, name, options["start"], options.get("workers") or 1
+            )
+            self._session.ask(starter.settled(START_WAIT))
+            ready = {**options, "start": starter}
+            self._session.on_loop(lambda: server.serve(name, handler, **ready))
+        except BaseException as error:  # also of who interrupts the wait
+            if starter is not None:
+                self._session.on_loop(server.discard, name, starter)
+            if isinstance(error, ConfigurationError):
+                raise ConfigurationError(f"{name} is served as before, since {error}") from None
+            raise
+        return self._served(server, name, "chat" if handler == "chat" else "raw")
 
     def _served(self, server: EmbeddedServer, name: str, profile: str) -> Connection:
         connection = self._connections.get(name)

@@ -227,15 +227,16 @@ class _Place:
         changed, self.text = text != self.text, text
         if changed and text.strip():
             # This is sent often: text/plain beside it would double the bytes.
-            self._show({"text/markdown": render.inert(text)})
+            self.show({"text/markdown": render.inert(text)})
 
     def settle(self, text: str) -> None:
         """Draw it for the last time, as it will be saved."""
         if text.strip():
-            self._show(render.markdown(text))
+            self.show(render.markdown(text))
 
-    def _show(self, bundle: Bundle) -> None:
-        self._cell.show(bundle, display_id=self._display_id, update=self._is_shown)
+    def show(self, bundle: Bundle, metadata: Bundle | None = None) -> None:
+        """Show something there, in place of what was there."""
+        self._cell.show(bundle, display_id=self._display_id, update=self._is_shown, metadata=metadata)
         self._is_shown = True
 
 
@@ -260,13 +261,15 @@ class LiveMarkdown:
     Args:
         cell: Where it is drawn.
         loop: The asyncio loop on whose thread all of this runs.
+        place: Where the text begins, if that is reserved: all of it stays there until it is long.
     """
 
-    def __init__(self, cell: Output, loop: Loop) -> None:
+    def __init__(self, cell: Output, loop: Loop, place: _Place | None = None) -> None:
         self._cell, self._loop = cell, loop
         self._blocks = MarkdownBlocks()
         self._open: _Place | None = None
-        self._tail = _Place(cell)
+        self._tail = place or _Place(cell)
+        self._is_reserved = place is not None
         self._settled = self._settled_length = 0
         self._open_budget, self._tail_budget = _Budget(), _Budget()
         self._painted_at = float("-inf")
@@ -317,6 +320,8 @@ class LiveMarkdown:
 
     def _least(self, now: float) -> float:
         """How much must be complete to move up: what settles the open block, or is worth a drawing of it."""
+        if self._is_reserved and not self._settled:
+            return LONG_TEXT
         missing = self._block_size() - len(self._open_text)
         if now < self._open_budget.free_at:
             return max(BLOCK, missing)
@@ -365,6 +370,8 @@ class JobDisplay:
             end. Otherwise everything is replaced where it stands.
         is_live: False where only what is shown last is kept (a headless run): then nothing is
             shown before the end, and no strip.
+        keeps_place: Whether others may be drawn in the cell meanwhile, so that its places are taken
+            now, and its end is shown there.
         metadata: Gives the metadata of what is shown last.
     """
 
@@ -376,17 +383,22 @@ class JobDisplay:
         strip: Strip | None = None,
         owns_cell: bool = False,
         is_live: bool = True,
+        keeps_place: bool = False,
         metadata: Callable[[], Bundle] = dict,
     ) -> None:
         self._cell, self._strip, self._metadata = cell, strip, metadata
         self._owns_cell, self._is_live = owns_cell, is_live
         self._pieces: list[str] = []
-        self._live = LiveMarkdown(cell, loop)
-        self._strip_id, self._rest_id = uuid.uuid4().hex, uuid.uuid4().hex
+        self._rest_id = uuid.uuid4().hex
         self._rest: Bundle | None = None
         self._is_finished = False
+        self._top = _Place(cell)
         if strip is not None and is_live:
-            cell.show(strip._repr_mimebundle_(), display_id=self._strip_id)
+            self._top.show(strip._repr_mimebundle_())
+        self._below = [_Place(cell), _Place(cell)] if keeps_place and is_live and not owns_cell else []
+        for place in self._below:
+            place.show(NOTHING)
+        self._live = LiveMarkdown(cell, loop, self._below[0] if self._below else None)
 
     def add(self, text: str) -> None:
         """Show the next piece of text; after the end nothing."""
@@ -409,9 +421,9 @@ class JobDisplay:
         """Replace what is live by what will be saved; a second call does nothing.
 
         A cell of its own is cleared and gets the text in one piece, the bundles, and the footer
-        last. Otherwise, and where the text is long, the text stays in its blocks, and the bundles
-        and the footer come below it. Where a text is long the footer is above it too, in the
-        strip's place: there the reader is.
+        last; a job that keeps its places gets the same there. Otherwise, and where the text is long,
+        the text stays in its blocks, and the bundles and the footer come below it. Where a text is
+        long the footer is above it too, in the strip's place: there the reader is.
 
         Args:
             bundles: What is shown after the text that was added: pictures, tables.
@@ -438,12 +450,30 @@ class JobDisplay:
             self._live.stop()
             self._cell.clear()
             self._show_all(text, bundles, footer)
+        elif self._below and len(text) <= LONG_TEXT:
+            self._live.stop()
+            self._show_in_places(self._all(text, bundles, footer))
         else:
             self._finish_in_place(bundles, footer, is_long=len(text) > LONG_TEXT)
 
-    def _show_all(self, text: str, bundles: Sequence[Bundle], footer: Bundle | None) -> None:
+    def _all(self, text: str, bundles: Sequence[Bundle], footer: Bundle | None) -> list[Bundle]:
         parts = [render.markdown(text)] if text.strip() else []
-        shown = [*parts, *([self._rest] if self._rest else []), *bundles, *([footer] if footer else [])]
+        return [*parts, *([self._rest] if self._rest else []), *bundles, *([footer] if footer else [])]
+
+    def _show_in_places(self, shown: Sequence[Bundle]) -> None:
+        """Fill its places from below; what they cannot hold stays in one piece, at the cell's end."""
+        places = [*([self._top] if self._strip is not None else []), *self._below]
+        kept = shown if len(shown) <= len(places) else ()
+        empty = len(places) - len(kept)
+        for place in places[:empty]:
+            place.show(NOTHING)
+        for place, bundle in zip(places[empty:], kept, strict=True):
+            place.show(bundle, self._metadata())
+        for bundle in shown[len(kept) :]:
+            self._cell.show(bundle, metadata=self._metadata())
+
+    def _show_all(self, text: str, bundles: Sequence[Bundle], footer: Bundle | None) -> None:
+        shown = self._all(text, bundles, footer)
         if not shown and self._is_live:
             shown = [NOTHING]  # the cell is cleared when something comes
         for bundle in shown:
@@ -455,7 +485,7 @@ class JobDisplay:
             self._cell.show(bundle, metadata=self._metadata())
         if self._strip is not None:
             above = footer if footer is not None and is_long else NOTHING
-            self._cell.show(above, display_id=self._strip_id, update=True)
+            self._top.show(above)
         if footer is not None:
             self._cell.show(footer, metadata=self._metadata())
 
@@ -506,9 +536,18 @@ def job_display(
     strip: Strip | None = None,
     owns_cell: bool = False,
     is_live: bool = True,
+    keeps_place: bool = False,
     metadata: Callable[[], Bundle] = dict,
 ) -> JobDisplay | TerminalDisplay:
     """The display that fits the cell; the arguments are those of `JobDisplay`."""
     if cell.is_terminal:
         return TerminalDisplay(cell)
-    return JobDisplay(cell, loop, strip=strip, owns_cell=owns_cell, is_live=is_live, metadata=metadata)
+    return JobDisplay(
+        cell,
+        loop,
+        strip=strip,
+        owns_cell=owns_cell,
+        is_live=is_live,
+        keeps_place=keeps_place,
+        metadata=metadata,
+    )

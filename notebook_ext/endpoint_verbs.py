@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EndpointVerbs"]
 
+_DIALS = ("cold-start", "fail", "throttle", "latency", "expire", "rate-limit")
+
 
 class EndpointVerbs:
     """Does what the commands of one shell ask of endpoints.
@@ -39,7 +41,7 @@ class EndpointVerbs:
         self._session = session
         self._front_end = front_end
         self._namespace: dict[str, Any] = shell.user_ns
-        self._cells: dict[str, tuple[Any, str]] = {}  # what they served, and their code
+        self._served: dict[str, tuple[Any, str | None]] = {}  # their handlers, and the code of their cells
 
     def purge(self, command: Command, arguments: Arguments) -> str:
         """Remove what is queued, after asking."""
@@ -75,12 +77,20 @@ class EndpointVerbs:
             if self._session.endpoints.queue(name) is None:
                 raise InputError(f"'{name}' is not served here")
             self._session.endpoints.forget(name)
+            self._served.pop(name, None)
             return f"{name} is served no longer, and its jobs are gone"
         is_elsewhere = command.body is None and options.handler is None and _takes_workers(options)
+        workers = arguments.integer("workers") or 1
+        if is_elsewhere and options.start is None and workers != 1:
+            raise InputError(
+                "--workers is for a handler of this notebook or --start; how many workers attach by "
+                "--external is decided where they are started"
+            )
         handler = None if is_elsewhere else self._handler(command)
         if handler is None and not is_elsewhere:
             return None
-        workers = arguments.integer("workers") or 1
+        queue = self._session.endpoints.queue(name)
+        is_set_aside = is_elsewhere and queue is not None and queue.handler is not None
         connection = self._session.serve(
             name,
             handler,
@@ -96,15 +106,20 @@ class EndpointVerbs:
             dials=_dials(arguments),
             upstream=_upstream(arguments),
         )
-        self._cells.pop(name, None)
-        if command.body is not None:
-            self._cells[name] = handler, command.body
+        if not is_elsewhere:
+            self._served[name] = handler, command.body
         endpoints = self._session.endpoints
         here = f"{workers} worker{'' if workers == 1 else 's'}" if handler is not None else ""
         return "\n".join(
             (
                 f"{name} is served at {connection.provider.base_url}/{name}{' by ' if here else ''}{here}.",
+                *(
+                    ["Its function was set aside; serve the cell again to have it back."]
+                    if is_set_aside
+                    else []
+                ),
                 *self._workers_outside(name),
+                *_rehearsed(options),
                 *(["It is open to other machines, without TLS."] if endpoints.is_open_to_others else []),
                 f"%endpoint run {name} -- PROMPT calls it, %endpoint serve {name} --stop ends it.",
             )
@@ -129,25 +144,36 @@ class EndpointVerbs:
         warning = f"{foreign} has a key, which such a worker sends instead: move that file away first."
         return [
             "Workers attach to it. Each of these starts one, in a terminal; their key is in the file only.",
+            f"`%endpoint code {name} --worker --to handler.py` writes one from a cell; its Python needs "
+            "`pip install runpod`.",
             attachment.command(),
             attachment.docker(),
             *([warning] if foreign is not None else []),
         ]
 
     def worker(self, name: str | None) -> str:
-        """The handler of an endpoint that is served here, as the program of a Runpod worker."""
+        """The handler of an endpoint that is served here, as the program of a Runpod worker.
+
+        Where workers of other processes do its jobs, that is the handler that it had before.
+        """
         queue = self._session.endpoints.queue(name) if name is not None else None
-        if name is None or queue is None or queue.handler is None:
+        if name is None or queue is None:
             raise InputError(
                 f"'{name or self._session.endpoints.default_name()}' is not served here: "
                 "%endpoint code NAME --worker writes the handler of an endpoint that this notebook serves"
             )
-        served, code = self._cells.get(name, (None, ""))
+        served, code = self._served.get(name, (None, None))
+        handler = queue.handler or served
+        if not callable(handler):
+            raise InputError(
+                f"'{name}' has no function of this notebook, only workers of other processes; "
+                f"a cell %%endpoint serve {name} that defines handler(job) gives it one"
+            )
         return workercode.worker(
             name,
-            queue.handler,
+            handler,
             self._namespace,
-            cell=code if queue.handler is served else None,
+            cell=code if handler is served else None,
             aggregates=queue.return_aggregate_stream,
         )
 
@@ -287,6 +313,13 @@ def _queued(count: int) -> str:
 
 def _takes_workers(options: Any) -> bool:
     return options.external or options.start is not None
+
+
+def _rehearsed(options: Any) -> list[str]:
+    """The dials that are set, as they were given."""
+    dials = ((name, getattr(options, name.replace("-", "_"))) for name in _DIALS)
+    given = ", ".join(f"{name} {value}" for name, value in dials if value is not None)
+    return [f"It rehearses trouble: {given}."] * bool(given)
 
 
 def _dials(arguments: Arguments) -> Any:

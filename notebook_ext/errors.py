@@ -142,6 +142,9 @@ class BadRequest(APIError):
 class AuthenticationError(APIError):
     """401: the key is wrong, or missing."""
 
+    reason = ""
+    """Which of both, and where a key can be put."""
+
 
 class PermissionDenied(APIError):
     """402, 403: the account has no credit, or the key no right to do this."""

@@ -13,6 +13,7 @@ from notebook_ext.magics import EndpointMagics
 from notebook_ext.tls import ssl_context
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
 __all__ = ["load", "unload"]
@@ -39,8 +40,9 @@ def load(shell: Any) -> None:
     completion.install(shell, magics)
     for home, name in _SHOWN:
         shell.display_formatter.ipython_display_formatter.for_type_by_name(home, name, magics.display)
+    unhook = _hook(shell, magics) if front_end.is_terminal else None
     front_end.on_shutdown(lambda restart: magics.close(cancel=not restart))  # after a restart the jobs go on
-    setattr(shell, _ATTRIBUTE, (magics, front_end, _warm_up(front_end.has_widgets)))
+    setattr(shell, _ATTRIBUTE, (magics, front_end, _warm_up(front_end.has_widgets), unhook))
     magics.greet()
     conflict = nest_asyncio_conflict()
     if conflict is not None:
@@ -52,7 +54,7 @@ def unload(shell: Any) -> None:
     loaded = getattr(shell, _ATTRIBUTE, None)
     if loaded is None:
         return
-    magics, front_end, importing = loaded
+    magics, front_end, importing, unhook = loaded
     delattr(shell, _ATTRIBUTE)
     formatter = shell.display_formatter.ipython_display_formatter
     for home, name in _SHOWN:
@@ -61,6 +63,8 @@ def unload(shell: Any) -> None:
         formatter.type_printers.pop(getattr(sys.modules.get(home), name, None), None)
     if importing is not None:
         importing.cancel()
+    if unhook is not None:
+        unhook()
     completion.uninstall(shell)
     for table in shell.magics_manager.magics.values():
         if getattr(table.get("endpoint"), "__self__", None) is magics:
@@ -71,6 +75,31 @@ def unload(shell: Any) -> None:
     front_end.close()
     if not _is_reloading():
         magics.close()
+
+
+def _hook(shell: Any, magics: EndpointMagics) -> Callable[[], None]:
+    """Spare a terminal the empty `Out[2]: ` of a result that its verb has printed; returns what undoes that.
+
+    The result is still a result: `_` and `Out` have it.
+    """
+    trap = shell.display_trap
+    before = trap.hook
+
+    def show(result: Any = None) -> None:
+        if not magics.has_shown(result):
+            before(result)
+            return
+        hook = shell.displayhook
+        hook.check_for_underscore()
+        hook.update_user_ns(result)
+        hook.fill_exec_result(result)
+
+    def unhook() -> None:
+        if trap.hook is show:
+            trap.hook = before
+
+    trap.hook = show
+    return unhook
 
 
 def _warm_up(has_widgets: bool) -> asyncio.TimerHandle | None:

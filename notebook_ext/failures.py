@@ -160,7 +160,10 @@ class Failures:
         match code:
             case 401:
                 why = "the key was refused" if key else "it wants a key, and none was sent"
-                return AuthenticationError(f"{what}: {why} (401){tail}; {self._key_hint(key)}", **known)
+                hint = self._key_hint(key)
+                refused = AuthenticationError(f"{what}: {why} (401){tail}; {hint}", **known)
+                refused.reason = f"{why}: {hint}"
+                return refused
             case 402 | 403:
                 return PermissionDenied(f"{what}: not allowed ({code}: credit or rights){tail}", **known)
             case 404 if asking.job_id:

@@ -51,7 +51,7 @@ class JobsPane(Pane):
 
         self._page = PAGE
         self._result = result
-        self._first: int | None = None  # of the page; None: where the newest are
+        self._first = 0  # of the page
         self._prompts: dict[int, str] = {}
         self._kept: dict[int, float | None] = {}  # seconds for which their provider keeps results
         self._elsewhere: set[int] = set()  # jobs that another session follows
@@ -125,8 +125,9 @@ class JobsPane(Pane):
     # ------------------------------------------------------------------ drawing
 
     def _mine(self) -> list[JobHandle]:
-        handles = self.session.handles
-        return [handles[number] for number in sorted(handles) if not handles[number].never_submitted]
+        """What runs, then the others; the newest first."""
+        shown = [handle for handle in self.session.handles.values() if not handle.never_submitted]
+        return sorted(shown, key=lambda handle: (not _runs(handle), -handle.number))
 
     def _earlier(self) -> list[JobHandle]:
         return [handle for number, handle in self._known.items() if number not in self.session.handles]
@@ -138,7 +139,7 @@ class JobsPane(Pane):
         from notebook_ext.widgets.jobs import JobsView
 
         mine, earlier = self._mine(), self._earlier()
-        first = self._start(len(mine))
+        first = self._first
         page = [*mine, *earlier][first : first + self._page]
         lines = [self._line(handle, is_mine=at < len(mine)) for at, handle in enumerate(page, first)]
         counts = Counter(_word(handle) for handle in mine)
@@ -154,13 +155,6 @@ class JobsPane(Pane):
         )
         if any(line.can_cancel or line.is_cancelling for line in lines):  # their times go on
             self._drawing.soon(within=1.0)
-
-    def _start(self, mine: int) -> int:
-        """Where the page begins. It moves on by half pages: a row is not another job's all the time."""
-        if self._first is not None:
-            return self._first
-        half = self._page // 2
-        return max(0, -(-(mine - self._page) // half) * half)
 
     def _line(self, handle: JobHandle, *, is_mine: bool) -> JobLine:
         from notebook_ext.widgets.jobs import JobLine
@@ -206,7 +200,7 @@ class JobsPane(Pane):
         handles = self._mine()
         left = len(handles) - SHOWN_ROWS
         more = f"; {left} older ones are not shown" if left > 0 else ""
-        table = tables.jobs([job_row(handle) for handle in handles[-SHOWN_ROWS:]])
+        table = tables.jobs([job_row(handle) for handle in handles[:SHOWN_ROWS]])
         return tables.noted(table, f"as at {time_of_day(time.time())}{more}; {reason}")
 
     def _show_result(self) -> None:
@@ -272,11 +266,9 @@ class JobsPane(Pane):
         self._drawing.soon()
 
     def _turn(self, pages: int) -> None:
-        mine, total = len(self._mine()), len(self._mine()) + len(self._earlier())
-        first = max(0, self._start(mine) + pages * self._page)
-        if first < total:
-            has_newest = first <= max(0, mine - 1) < first + self._page
-            self._first = None if has_newest else first
+        first = max(0, self._first + pages * self._page)
+        if first < len(self._mine()) + len(self._earlier()):
+            self._first = first
             self._drawing.soon()
 
     def _ask_cancel_all(self) -> None:
@@ -292,14 +284,17 @@ class JobsPane(Pane):
         handles = self.session.active()
         self.widget.say(f"cancelling {count_jobs(len(handles))}…")
         try:
-            stopping = [asyncio.wrap_future(self.session.stop(handle)) for handle in handles]
-            stopped = await asyncio.gather(*stopping)
+            stopped = await asyncio.wrap_future(self.session.stop_all(handles))
         finally:
             self.widget.rest()
             self._drawing.soon()
         failed = [end for end in stopped if not end.confirmed]
         ended = f"{count_jobs(len(stopped) - len(failed))} ended"
         self.widget.say("; ".join([ended, *map(str, failed[:2])]), is_bad=bool(failed))
+
+
+def _runs(handle: JobHandle) -> bool:
+    return handle.status is JobStatus.IN_PROGRESS and not handle.is_over
 
 
 def _coarse(seconds: float | None) -> float | None:

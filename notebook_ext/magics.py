@@ -129,6 +129,10 @@ class EndpointMagics(Magics):
         if greeting:
             print(greeting)
 
+    def has_shown(self, value: Any) -> bool:
+        """Whether a verb in this cell has shown this very value."""
+        return self._verbs is not None and self._verbs.has_shown(value)
+
     def display(self, value: Any) -> None:
         """Show a job, a handle, counters or a list of jobs that is a cell's result."""
         self.verbs.display(value)

@@ -140,6 +140,8 @@ class Memory:
 
     def _entry(self, handle: JobHandle) -> Entry:
         entry = self._session.journal.get(handle.number)
+        if handle.never_submitted:
+            raise InputError(f"@{handle.number} was never submitted, so the journal has nothing of it")
         if entry is None:
             raise InputError(f"@{handle.number} is no longer in the journal")
         return entry

@@ -22,9 +22,11 @@ from notebook_ext.completions import DONE, Completion, chat_request, error_in, m
 from notebook_ext.errors import (
     AnswerLost,
     ConfigurationError,
+    EndpointError,
     NotFoundError,
     ProtocolError,
     RequestTimeout,
+    ServerError,
 )
 from notebook_ext.exchange import Exchange
 from notebook_ext.failures import Failures
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from notebook_ext.asking import Asking
-    from notebook_ext.errors import EndpointError, TransportError
+    from notebook_ext.errors import TransportError
     from notebook_ext.limits import Limits
     from notebook_ext.providers import Provider
 
@@ -109,12 +111,22 @@ class OpenAIRoute:
     async def _deployed_model(self) -> str:
         """The model to be asked where none is named: there must be one, and it is asked for once."""
         if self._model is None:
-            names = await self.models()
+            names = await self._models_before_chat()
             if len(names) != 1:
                 known = f"its models are {', '.join(names[:8])}" if names else "it tells no model"
                 raise ConfigurationError(f"{self._name}: {known}; say which one with -m; nothing was sent")
             self._model = names[0]
         return self._model
+
+    async def _models_before_chat(self) -> list[str]:
+        """The models, whose lost answer leaves no doubt about the job: it has not been asked for yet."""
+        try:
+            return await self.models()
+        except (AnswerLost, ServerError, ProtocolError) as error:
+            told = str(error).rstrip(".")
+            raise EndpointError(
+                f"{told}. Nothing was submitted: no -m names the model, and its models could not be asked for"
+            ) from error
 
     def _end_of(self, completion: Completion) -> Job:
         output = completion.output

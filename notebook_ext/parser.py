@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Parser"]
 
+_MEANT = {"on": "auto"}
+"""What a value stands for that people try, and whose letters are nearer to another one's."""
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises instead of ending the process, and suggests near options."""
@@ -36,7 +39,8 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
             return
-        near = difflib.get_close_matches(value, action.choices, n=1)
+        meant = _MEANT.get(value)
+        near = [meant] if meant in action.choices else difflib.get_close_matches(value, action.choices, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(action.choices)}"
         self.error(f"{'/'.join(action.option_strings) or action.metavar} cannot be '{value[:40]}'; {hint}")
 
@@ -55,9 +59,10 @@ class Parser(argparse.ArgumentParser):
 
     def _refuse(self, word: str) -> NoReturn:
         flag = word.partition("=")[0]
-        if not flag.startswith("-"):
-            self.error(f"'{word[:40]}' is one word too many; prompt text comes after ' -- '")
         known = [option for action in self._actions for option in action.option_strings]
+        if not flag.startswith("-"):
+            hint = f"did you mean --{flag}?" if f"--{flag}" in known else "prompt text comes after ' -- '"
+            self.error(f"'{word[:40]}' is one word too many; {hint}")
         near = difflib.get_close_matches(flag, known, n=1)
         self.error(f"there is no option {flag[:40]}" + (f"; did you mean {near[0]}?" if near else ""))
 

@@ -105,7 +105,8 @@ class JobRequest:
         for name, value in self._options().items():
             theirs = known.get(name)
             if theirs is None:
-                raise InputError(f"{name} is not documented for {where}; nothing was sent.")
+                typed = " (--exec-timeout)" if name == "execution_timeout" else ""
+                raise InputError(f"{name}{typed} is not documented for {where}; nothing was sent.")
             *parents, leaf = theirs.split(".")
             target = document
             for parent in parents:

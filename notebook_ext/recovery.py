@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from notebook_ext.calls import CUT_SHORT, cut_short
-from notebook_ext.errors import EndpointError
+from notebook_ext.errors import AuthenticationError, ConfigurationError, EndpointError
 from notebook_ext.events import Ended
 from notebook_ext.following import differs
 from notebook_ext.protocol import Operation
@@ -53,7 +53,7 @@ class Recovered:
         calls = [handle for handle in self.ended if handle.is_call and not handle.status.is_final]
         parts = [
             f"{running} still run{'s' if running == 1 else ''}" if running else "",
-            f"{len(mute)} could not be asked ({type(mute[0].error).__name__})" if mute else "",
+            f"{len(mute)} could not be asked ({_why(mute[0].error)})" if mute else "",
             f"{kept} ended since, and what came of it is kept" if kept else "",
             f"{len(expired)} expired before it could be fetched" if expired else "",
             f"{len(unknown)} may or may not have been queued" if unknown else "",
@@ -68,6 +68,12 @@ class Recovered:
         return (
             f"An earlier kernel left {jobs}: {found}. `%endpoint attach --all` shows them." if count else ""
         )
+
+
+def _why(error: EndpointError | None) -> str:
+    if isinstance(error, ConfigurationError):
+        return str(error).rstrip(".")
+    return (isinstance(error, AuthenticationError) and error.reason) or type(error).__name__
 
 
 class Recovery:

@@ -10,6 +10,8 @@ from notebook_ext.jobs_pane import job_row
 from notebook_ext.types import Health, Job
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from notebook_ext.cells import JobCells
     from notebook_ext.grammar import Command
     from notebook_ext.kernel import FrontEnd
@@ -19,7 +21,16 @@ __all__ = ["History", "JobTable", "Results"]
 
 
 class JobTable(list[JobHandle]):
-    """The jobs that `%endpoint jobs` listed."""
+    """The jobs that `%endpoint jobs` listed.
+
+    Args:
+        handles: The jobs.
+        note: What is said below them.
+    """
+
+    def __init__(self, handles: Iterable[JobHandle] = (), note: str = "") -> None:
+        super().__init__(handles)
+        self.note = note
 
 
 class History(JobTable):
@@ -45,9 +56,13 @@ class Results:
         self._cells = cells
         self._shown: list[Any] = []  # by this cell
 
+    def has_shown(self, value: Any) -> bool:
+        """Whether a verb in this cell has shown this very value."""
+        return any(value is shown for shown in self._shown)
+
     def display(self, value: Any) -> None:
         """Show a value that is a cell's result, unless a verb has shown it already."""
-        if any(value is shown for shown in self._shown):
+        if self.has_shown(value):
             return
         if isinstance(value, JobHandle):
             self._cells.show_end(value)
@@ -87,4 +102,5 @@ def _bundle(value: Any) -> dict[str, Any]:
         return tables.health(value, "health")
     if isinstance(value, History):
         return value.bundle
-    return tables.jobs([job_row(handle) for handle in value])
+    table = tables.jobs([job_row(handle) for handle in value])
+    return tables.noted(table, value.note) if value.note else table

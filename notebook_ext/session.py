@@ -27,11 +27,12 @@ from notebook_ext.journal_path import default_path
 from notebook_ext.loop import LoopThread, wait
 from notebook_ext.protocol import Operation
 from notebook_ext.recovery import Recovered, Recovery
+from notebook_ext.stopping import stop_all
 from notebook_ext.watcher import COLLECT_EVERY, Watcher
 
 if TYPE_CHECKING:
     import concurrent.futures
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
 
     from notebook_ext.client import Endpoint
     from notebook_ext.config import Config
@@ -290,6 +291,10 @@ class Session:
         """Stop a remote job and see that it stopped; the one way in which anything here stops a job."""
         return self.loop.submit(self._stop(handle))
 
+    def stop_all(self, handles: Sequence[JobHandle]) -> concurrent.futures.Future[list[Stopped]]:
+        """Stop remote jobs together; those in the queue first, so that none of them begins meanwhile."""
+        return self.loop.submit(stop_all(handles, self._stop))
+
     def resume(self, handle: JobHandle) -> None:
         """Follow a job again that could no longer be followed; what was seen of it stays.
 
@@ -436,15 +441,17 @@ class Session:
             return await self._watcher.stop(handle, self._endpoint(handle))
 
     async def _stop_all(self, handles: list[JobHandle], timeout: float) -> list[Stopped]:
+        deadline = asyncio.get_running_loop().time() + timeout
+
         async def stop(handle: JobHandle) -> Stopped:
             try:
-                async with asyncio.timeout(timeout):
+                async with asyncio.timeout_at(deadline):
                     return await self._stop(handle)
             except (TimeoutError, EndpointError) as error:
                 told = error if isinstance(error, EndpointError) else None
                 return Stopped(handle, False, told)
 
-        return list(await asyncio.gather(*map(stop, handles)))
+        return await stop_all(handles, stop, patience=timeout / 3)
 
     async def _close(self) -> None:
         await self._watcher.close()

@@ -8,19 +8,24 @@ from typing import TYPE_CHECKING
 
 from notebook_ext.errors import AnswerLost, EndpointError, JobLost, ProtocolError, ServerError
 from notebook_ext.events import Stopped
+from notebook_ext.types import JobStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
     from notebook_ext.client import Endpoint
     from notebook_ext.handle import JobHandle
     from notebook_ext.keeping import Keeper
     from notebook_ext.types import Job
 
-__all__ = ["stop"]
+__all__ = ["stop", "stop_all"]
 
 ID_PATIENCE = 45.0
 """Seconds to wait for the id of a job that is to be cancelled; longer than a submission may take."""
 STOP_PATIENCE = 12.0
 """Seconds to wait for a cancelled job to be final."""
+QUEUED_FIRST = 3.0
+"""Seconds that jobs which run wait to be stopped until those in the queue are: else these would begin."""
 ENDING = 2.0
 """Seconds to wait for the watcher of a job whose state is known to be final."""
 
@@ -59,6 +64,33 @@ async def stop(handle: JobHandle, endpoint: Endpoint, keeper: Keeper) -> Stopped
         return _outcome(handle, error if isinstance(error, EndpointError) else None)
     await _end_of(handle, job, keeper)
     return _outcome(handle, None)
+
+
+async def stop_all(
+    handles: Sequence[JobHandle],
+    stop_one: Callable[[JobHandle], Coroutine[None, None, Stopped]],
+    patience: float = QUEUED_FIRST,
+) -> list[Stopped]:
+    """Stop jobs together, those in the queue first: none is to begin in the place of one that was stopped.
+
+    Args:
+        handles: The jobs.
+        stop_one: Stops one of them.
+        patience: Seconds to wait for those in the queue.
+    """
+    stopping = {
+        handle.number: asyncio.ensure_future(stop_one(handle))
+        for handle in handles
+        if handle.status is JobStatus.IN_QUEUE
+    }
+    if stopping:
+        await asyncio.wait(stopping.values(), timeout=patience)
+    for handle in handles:
+        if handle.number not in stopping:
+            stopping[handle.number] = asyncio.ensure_future(stop_one(handle))
+    if stopping:
+        await asyncio.wait(stopping.values())
+    return [stopping[handle.number].result() for handle in handles]
 
 
 async def _end_of(handle: JobHandle, job: Job, keeper: Keeper) -> None:

@@ -51,7 +51,7 @@ WATCH_EVERY, LEAST_EVERY = 5.0, 1.0
 GREETING_PATIENCE = 0.5
 """Seconds that `%load_ext` waits to hear how the jobs stand that an earlier kernel left."""
 LISTED = 50
-"""How many jobs `%endpoint jobs` lists, unless it is told since when."""
+"""How many jobs `%endpoint jobs` lists, unless it is told since when; its help says so."""
 FULLY_SHOWN = 10
 """How many ended jobs `attach --all` draws; more are listed."""
 
@@ -111,6 +111,10 @@ class Verbs:
         recovered = self.session.recover()
         self.session.look_at_all(recovered.handles, GREETING_PATIENCE)
         return str(recovered)
+
+    def has_shown(self, value: Any) -> bool:
+        """Whether a verb in this cell has shown this very value."""
+        return self._results.has_shown(value)
 
     def display(self, value: Any) -> None:
         """Show a value that is a cell's result, unless a verb has shown it already."""
@@ -205,7 +209,7 @@ class Verbs:
     def _runsync(self, command: Command, arguments: Arguments) -> Any:
         return self._run(command, arguments, sync=True)
 
-    def _view(self, command: Command, handle: JobHandle, *, owns_cell: bool = False) -> JobView:
+    def _view(self, command: Command, handle: JobHandle, **places: bool) -> JobView:
         options = command.arguments
         is_background = getattr(options, "bg", False)
         if is_background and self._front_end.is_terminal:
@@ -215,9 +219,9 @@ class Verbs:
         return self._cells.show(
             handle,
             output_format=options.format,
-            owns_cell=owns_cell,
             is_background=is_background,
             is_quiet=options.quiet,
+            **places,
         )
 
     def _wait_or_leave(self, command: Command, view: JobView, timeout: float | None) -> None:
@@ -311,7 +315,7 @@ class Verbs:
                 self._cells.show_end(handle, command.arguments.format)
         for handle in running:
             self.session.resume(handle)
-        views = [self._view(command, handle) for handle in running]
+        views = [self._view(command, handle, keeps_place=True) for handle in running]
         if not command.arguments.bg:
             cancels = command.arguments.on_interrupt == "cancel"
             self._cells.wait_for_all(running, timeout=timeout, cancels=cancels, views=views)
@@ -362,14 +366,15 @@ class Verbs:
 
     def _jobs(self, command: Command, arguments: Arguments) -> Any:
         since = arguments.limit("since")
+        found = self.session.entries(
+            active=command.arguments.active,
+            since=None if since is None else time.time() - since,
+            limit=LISTED + 1 if since is None else None,  # one more tells that there are more
+        )
+        if since is not None or len(found) <= LISTED:
+            return self._results.present(JobTable(found))
         return self._results.present(
-            JobTable(
-                self.session.entries(
-                    active=command.arguments.active,
-                    since=None if since is None else time.time() - since,
-                    limit=LISTED if since is None else None,
-                )
-            )
+            JobTable(found[1:], f"and more: `%endpoint history --limit {5 * LISTED}` shows further ones")
         )
 
     # ------------------------------------------------------------------ endpoints

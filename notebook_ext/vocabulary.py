@@ -159,7 +159,10 @@ VERBS: Mapping[str, Verb] = {
             takes="endpoint",
         ),
         Verb(
-            "jobs", "List this notebook's jobs.", "%endpoint jobs --active", (options.listing, options.debug)
+            "jobs",
+            "List the journal's last 50 jobs, those of other notebooks among them.",
+            "%endpoint jobs --active",
+            (options.listing, options.debug),
         ),
         Verb(
             "panel",

@@ -420,6 +420,52 @@ def test_a_shared_cell_without_a_strip_gets_its_footer_last():
     assert [bundle["text/plain"] for bundle in screen.bundles] == ["text", "done"]
 
 
+def side_by_side(**options) -> tuple[Screen, list[JobDisplay]]:
+    screen = Screen()
+    return screen, [
+        JobDisplay(screen, screen.loop, strip=Strip(), keeps_place=True, **options) for _ in range(3)
+    ]
+
+
+def test_jobs_in_one_cell_keep_their_texts_apart_and_each_its_footer_below_it():
+    screen, displays = side_by_side()
+    named = dict(zip("abc", displays, strict=True))
+    for minutes, name in enumerate("cabbac", 1):
+        named[name].add(f"{name}: {hard_text(2_000)}\n\n")
+        screen.loop.go_to(60 * minutes)
+    live = [bundle.get("text/markdown", "")[:2] for bundle in screen.bundles]
+    assert live == ["", "a:", "", "", "b:", "", "", "c:", ""]
+    for name in "bca":
+        named[name].finish([], {"text/plain": f"{name} is done"})
+    shown = [bundle["text/plain"] for bundle in screen.bundles]
+    assert [text if "done" in text else text[:2] for text in shown] == [
+        *("", "a:", "a is done"),
+        *("", "b:", "b is done"),
+        *("", "c:", "c is done"),
+    ]
+
+
+@pytest.mark.parametrize("pictures", [0, 1, 2, 3])
+def test_what_a_job_among_others_came_to_stays_in_one_piece(pictures):
+    screen, (first, second, _) = side_by_side()
+    first.add("text")
+    second.add("another text")
+    shown = [{"image/png": "", "text/plain": f"picture {number}"} for number in range(pictures)]
+    first.finish(shown, FOOTER)
+    texts = [bundle["text/plain"] for bundle in screen.bundles if "text/plain" in bundle]
+    start = texts.index("text")
+    assert texts[start : start + pictures + 2] == ["text", *(f"picture {n}" for n in range(pictures)), "done"]
+    assert len(screen.bundles) == (9 if pictures <= 1 else 9 + pictures + 2)
+
+
+def test_a_long_text_among_others_stays_in_its_blocks():
+    text = hard_text(LONG_TEXT + 5_000)
+    screen, display = streamed(text, strip=Strip(), keeps_place=True)
+    display.finish([], FOOTER)
+    assert screen.bundles[0] == screen.bundles[-1] == FOOTER
+    assert screen.text == text
+
+
 def test_a_long_text_stays_in_its_blocks_with_the_footer_above_and_below():
     text = hard_text(LONG_TEXT + 1_000)
     screen, display = streamed(text, strip=Strip(), owns_cell=True)

@@ -254,6 +254,8 @@ def test_a_blank_body_may_have_a_prompt_on_the_line() -> None:
         ("run -s '--' demo", None, "a value cannot be '--' alone"),
         ("run -t --seed 1", None, "argument -t: expected one argument"),
         ("run --bg=1", None, "--bg"),
+        ("code @last python", None, "'python' is one word too many; did you mean --python?"),
+        ("replay on", None, "MODE cannot be 'on'; did you mean auto?"),
         ("run demo hello", None, "'hello' is one word too many; prompt text comes after ' -- '"),
         ("status @1 @2", None, "'@2' is one word too many"),
         ("connect llama", None, "the following arguments are required: URL-or-ID"),

@@ -122,13 +122,13 @@ def test_a_second_press_while_the_first_is_confirmed_is_one_line_too(
     presses,
     monkeypatch,
 ):
-    stop = type(notebook.session).stop
+    stop_all = type(notebook.session).stop_all
 
-    def pressed(session: Any, handle: Any) -> Any:
+    def pressed(session: Any, handles: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
-        return stop(session, handle)
+        return stop_all(session, handles)
 
-    monkeypatch.setattr(type(notebook.session), "stop", pressed)
+    monkeypatch.setattr(type(notebook.session), "stop_all", pressed)
     presses.when(gate.begun)
     line = notebook.error("%endpoint run gate -- hi")
     assert line.endswith("KeyboardInterrupt: @1: stopping was interrupted; its state is not confirmed")

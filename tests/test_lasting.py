@@ -57,3 +57,4 @@ def test_a_job_survives_its_kernel(leave, tmp_path, monkeypatch):
     assert said["len(job.output().split()) // 2"] == "60"
     assert "from the journal" in said["%endpoint run story -p words=5 -- once"]
     assert "@2" in said["%endpoint history -q once"]
+    assert said["%endpoint forget story"].startswith("story is forgotten in ")

@@ -63,11 +63,11 @@ OURS = {
     "events": "types errors@typing handle@typing",
     "run": "streamed types events@typing",
     "handle": "events protocol run streamed types errors entry@typing journal@typing",
-    "connection": "entry protocol types errors client@typing handle@typing providers@typing session@typing",
+    "connection": "entry protocol types keys errors client@typing handle@typing providers@typing session@typing",
     "recovery": "calls events following protocol types errors handle@typing client@typing entry@typing "
     "journal@typing watcher@typing",
     "keeping": "streamed types errors handle@typing journal@typing",
-    "stopping": "events errors types@typing client@typing handle@typing keeping@typing",
+    "stopping": "events errors types client@typing handle@typing keeping@typing",
     "queueing": "events types errors client@typing handle@typing journal@typing keeping@typing",
     "calls": "events types errors client@typing handle@typing journal@typing keeping@typing queueing@typing",
     "seeking": "errors types@typing client@typing handle@typing journal@typing",
@@ -76,7 +76,7 @@ OURS = {
     "directory": "connection config providers errors client@late limits@late server@late entry@typing "
     "session@typing",
     "references": "errors handle@typing session@typing",
-    "session": "directory references journal_path protocol recovery watcher loop connection events handle "
+    "session": "directory references journal_path protocol recovery stopping watcher loop connection events handle "
     "journal journal_file providers errors pacing@late pruning@typing entry@typing config@typing "
     "types@typing client@typing",
     "provenance": "keys handle@typing",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from inshell import KEY, TRACEBACK, Gate
 
-from notebook_ext import JobHandle
+from notebook_ext import JobHandle, verbs
 from notebook_ext.errors import ConfigurationError, EndpointError
 from notebook_ext.grammar import VERBS
 from notebook_ext.types import Health, Job, JobStatus
@@ -353,7 +353,9 @@ def test_a_job_that_could_not_be_submitted_is_no_job(notebook, monkeypatch):
     assert "IN_QUEUE" not in ran.text
     assert notebook.names["job"].never_submitted
     assert notebook.value("%endpoint jobs") == []
-    assert "was never submitted" in notebook.run("%endpoint cancel job")
+    assert "@1 was never submitted" in notebook.run("%endpoint cancel job")
+    assert "@1 was never submitted" in notebook.run("%endpoint show job")
+    assert "@1 was never submitted" in notebook.error("%endpoint export job job.txt")
 
 
 def test_a_failed_job_is_retried_under_its_id(notebook):
@@ -385,6 +387,38 @@ def test_several_jobs_are_waited_for_and_all_are_cancelled(notebook, gate):
     assert notebook.run("%endpoint cancel --all").count("CANCELLED") >= 2
     assert notebook.value("%endpoint jobs --active") == []
     assert "nothing is running" in notebook.run("%endpoint cancel --all")
+
+
+def test_cancel_all_lets_none_begin_that_was_in_the_queue(notebook):
+    begun: list[str] = []
+    running = threading.Event()
+
+    def hold(job: dict[str, Any]) -> Iterator[str]:
+        begun.append(job["input"]["prompt"])
+        running.set()
+        while True:
+            time.sleep(0.005)
+            yield ""
+
+    notebook.names["hold"] = hold
+    notebook.run("%endpoint serve hold --handler hold --workers 1")
+    for prompt in ("first", "second", "third"):
+        notebook.run(f"%endpoint run hold --bg -- {prompt}")
+    assert running.wait(10)
+    assert notebook.run("%endpoint cancel --all").count("CANCELLED") == 3
+    assert begun == ["first"]
+
+
+def test_more_jobs_than_are_listed_are_told_of(notebook, monkeypatch):
+    monkeypatch.setattr(verbs, "LISTED", 2)
+    for prompt in ("one", "two"):
+        notebook.run(f"%endpoint run demo -q -- {prompt}")
+    assert "and more" not in notebook.run("%endpoint jobs")
+    notebook.run("%endpoint run demo -q -- three")
+    said = notebook.run("%endpoint jobs")
+    assert "and more: `%endpoint history --limit 10` shows further ones" in said
+    assert "@1" not in said
+    assert "@1" in notebook.run("%endpoint jobs --since 1h")
 
 
 def test_a_stream_is_followed_again_from_its_beginning(notebook, gate):

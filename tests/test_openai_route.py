@@ -157,6 +157,15 @@ def test_a_model_has_to_be_named_where_there_is_not_just_one(listed, said):
     assert (jobs, len(server.asked)) == ([], 1)
 
 
+def test_where_the_models_could_not_be_asked_for_nothing_was_submitted(llama):
+    notebook, server = llama(answer(text="<h1>Oh no</h1>", status=500))
+    said = notebook.error("%endpoint run llama --route openai -o job -- hi")
+    assert "Nothing was submitted: no -m names the model" in said
+    assert all(asked.method == "GET" for asked in server.asked)
+    assert notebook.names["job"].never_submitted
+    assert notebook.session.journal.get(1) is None
+
+
 def test_an_adapter_is_no_model_of_its_own():
     listed = {"data": [{"id": "base", "parent": None}, {"id": "lora", "parent": "base"}]}
     assert models(listed) == ["base"]

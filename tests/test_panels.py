@@ -451,21 +451,39 @@ def test_cancel_all_asks_and_then_stops_every_job_of_mine(panels, page, session)
     until(lambda: page.button("Cancel all of mine").disabled)
 
 
-def test_pages_stay_where_they_were_turned_to_and_follow_the_newest(panels, page, session):
+def test_the_first_page_has_the_newest_and_pages_stay_where_they_were_turned_to(panels, page, session):
     echo = session.serve("echo", "echo", workers=8)
     for _ in range(45):
         echo.submit({})
     panels.jobs(result, cell=(None, 1))
-    until(lambda: "31 to 45 of 45" in page.text())
-    page.button("Previous").click()
-    until(lambda: "11 to 30 of 45" in page.text())
-    echo.submit({})
-    until(lambda: "11 to 30 of 46" in page.text())
+    until(lambda: "1 to 20 of 45" in page.text() and page.row(45) and page.row(26))
     page.button("Next").click()
-    until(lambda: "31 to 46 of 46" in page.text())
-    for _ in range(5):
-        echo.submit({})
-    until(lambda: "41 to 51 of 51" in page.text())
+    until(lambda: "21 to 40 of 45" in page.text())
+    echo.submit({}).wait(5)
+    until(lambda: "21 to 40 of 46" in page.text())
+    page.button("Previous").click()
+    until(lambda: "1 to 20 of 46" in page.text() and page.row(46))
+
+
+def test_what_runs_is_on_the_first_page_however_many_wait(panels, page, session):
+    go = threading.Event()
+
+    async def hold(job):
+        while not go.is_set():
+            await asyncio.sleep(0.01)
+        return "done"
+
+    connection = session.serve("held", hold, workers=2)
+    handles = [connection.submit({"prompt": "hold"}) for _ in range(30)]
+    panels.jobs(result, cell=(None, 1))
+    until(lambda: "1 to 20 of 30" in page.text() and page.row(30)[2:3] == ["queued"])
+    until(lambda: page.row(1)[2:3] == page.row(2)[2:3] == ["running"])
+    assert page.row(3) == []
+    go.set()
+    for handle in handles:
+        handle.wait(10)
+    until(lambda: page.row(11)[2:3] == ["completed"])
+    assert page.row(10) == []
 
 
 def test_time_in_the_queue_is_not_told_as_time_of_running(panels, page, session):

@@ -8,15 +8,18 @@ import random
 import threading
 import time
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from killing import MISSING, TOKEN, Victim, eventually, job, words
-from rude import answer, script
+from rude import answer, rude, script
 from test_session import QUEUED, rows
 
-from notebook_ext.errors import EndpointError, JobFailed, JobLost, JournalError
+from notebook_ext.client import Endpoint
+from notebook_ext.errors import AuthenticationError, EndpointError, JobFailed, JobLost, JournalError
 from notebook_ext.journal_path import UNKNOWN_FOR
+from notebook_ext.providers import resolve
 from notebook_ext.recovery import Recovered
 from notebook_ext.session import Session
 from notebook_ext.types import JobStatus
@@ -357,6 +360,23 @@ def test_what_expired_is_not_said_to_be_kept() -> None:
 def test_what_could_not_be_asked_is_not_said_to_run() -> None:
     mute = SimpleNamespace(id="a", status=JobStatus.IN_PROGRESS, done=True, error=JournalError("locked"))
     assert "left 1 job: 1 could not be asked (JournalError)." in str(Recovered([mute], []))
+
+
+def test_a_key_that_is_missing_is_told_by_its_variable(monkeypatch) -> None:
+    monkeypatch.delenv("STORY_KEY", raising=False)
+
+    async def refused() -> EndpointError:
+        async with rude(script(status=answer({}, 401))) as server:
+            provider = replace(resolve(server.url), key_variable="STORY_KEY")
+            async with Endpoint("ep", provider, name="story") as endpoint:
+                with pytest.raises(AuthenticationError) as caught:
+                    await endpoint.status("a")
+        return caught.value
+
+    mute = SimpleNamespace(id="a", status=JobStatus.IN_PROGRESS, done=True, error=asyncio.run(refused()))
+    assert (
+        "1 could not be asked (it wants a key, and none was sent: set $STORY_KEY, or `%endpoint login story`)."
+    ) in str(Recovered([mute], []))
 
 
 # ---------------------------------------------------------------------------------- retries

@@ -444,6 +444,44 @@ def test_a_silent_worker_is_lost_although_it_pings_and_its_job_runs_once_more() 
     asyncio.run(scenario())
 
 
+def test_a_worker_that_comes_back_with_its_id_has_lost_what_it_held() -> None:
+    async def scenario() -> None:
+        async with place() as api:
+            job, worker = await api.run("demo"), api.worker()
+            async with worker.listening():
+                assert (await worker.take())["id"] == job
+            known = api.server._attached["demo"]._workers
+            await spin(lambda: known["w1"].was_cut)
+            async with worker.listening():
+                assert (await worker.take(job_in_progress=0))["id"] == job
+                await worker.done(job, output=1)
+                document = await api.end("demo", job)
+                assert (document["status"], document["output"], document["retries"]) == ("COMPLETED", 1, 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_whose_connections_broke_off_goes_on_with_what_it_holds() -> None:
+    async def scenario() -> None:
+        async with place() as api:
+            first, worker = await api.run("demo"), api.worker()
+            async with worker.listening():
+                assert (await worker.take())["id"] == first
+            known = api.server._attached["demo"]._workers
+            await spin(lambda: known["w1"].was_cut)
+            second = await api.run("demo")
+            async with worker.listening():
+                assert (await worker.take(job_in_progress=1))["id"] == second
+                await worker.done(first, output=1)
+                await worker.done(second, output=2)
+            for job, output in ((first, 1), (second, 2)):
+                document = await api.end("demo", job)
+                assert (document["status"], document["output"]) == ("COMPLETED", output)
+                assert "retries" not in document
+
+    asyncio.run(scenario())
+
+
 def test_or_its_job_fails() -> None:
     async def scenario() -> None:
         async with place(lost_after=0.1, on_lost="fail") as api:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import pytest
 from serving import serving, spin
 
 from notebook_ext.protocol import read_worker_error
 from notebook_ext.server import Dials
+
+if TYPE_CHECKING:
+    from inshell import Notebook
 
 
 def test_a_cold_start_is_a_worker_that_initializes_while_jobs_wait() -> None:
@@ -121,3 +125,9 @@ def test_the_rate_limit_answers_429_and_says_when_to_come_back() -> None:
 def test_dials_out_of_range_are_refused(wrong) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Dials(**wrong)
+
+
+def test_a_cell_says_what_it_rehearses(notebook: Notebook) -> None:
+    said = notebook.run("%endpoint serve mine --handler echo --fail 0.5 --cold-start 2s --rate-limit 20")
+    assert "It rehearses trouble: cold-start 2s, fail 0.5, rate-limit 20." in said
+    assert "rehearses" not in notebook.run("%endpoint serve mine --handler echo")

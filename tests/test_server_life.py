@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import json
 import os
@@ -298,7 +299,7 @@ def test_the_token_from_the_environment_is_not_printed(tmp_path: Path) -> None:
         ([], "required"),
         (["demo=echo", "--start", "python worker.py"], "--start is for an endpoint without a handler"),
         (["demo", "--start", "'"], "command cannot be read"),
-        (["demo", "--on-lost", "forget"], "'requeue' or 'fail'"),
+        (["demo", "--on-lost", "forget"], "invalid choice: 'forget'"),
         (["demo=echo", "--bind", "nowhere"], "'nowhere' is no address"),
         (["demo=echo", "--allow-host", "a/b"], "'a/b' is no host name"),
         (["demo="], "is not NAME="),
@@ -326,3 +327,23 @@ def test_wrong_arguments_are_one_line_and_exit_status_2(
         assert len(told) == 1
         assert told[0].startswith("error: ")
         assert words in told[0]
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_who_comes_while_it_stops_is_not_left_waiting(turns: int) -> None:
+    async def scenario() -> None:
+        server = EmbeddedServer()
+        await server.start()
+        stopping = asyncio.create_task(server.stop())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        with (
+            contextlib.suppress(ConnectionError),
+            socket.create_connection(("127.0.0.1", server.port)) as late,
+        ):
+            await stopping
+            late.settimeout(2)
+            assert late.recv(1) == b""
+        await stopping
+
+    asyncio.run(scenario())

@@ -422,6 +422,18 @@ def test_a_plain_handlers_document_is_the_one_event_of_a_stream() -> None:
     asyncio.run(scenario())
 
 
+def asks(job: dict[str, Any]) -> Any:
+    return job["input"]["prompt"].upper()
+
+
+def asks_and_yields(job: dict[str, Any]) -> Any:
+    yield asks(job)
+
+
+async def asks_and_waits(job: dict[str, Any]) -> Any:
+    return asks(job)
+
+
 @pytest.mark.parametrize(
     ("handler", "words"),
     [
@@ -436,6 +448,9 @@ def test_a_plain_handlers_document_is_the_one_event_of_a_stream() -> None:
         (returns(None), "nothing"),
         (yields(), "nothing"),
         (returns([EVENT, {}]), ""),
+        (asks, "it failed with KeyError: 'prompt'"),
+        (asks_and_yields, "it failed with KeyError: 'prompt'"),
+        (asks_and_waits, "it failed with KeyError: 'prompt'"),
     ],
 )
 @pytest.mark.parametrize("stream", [True, False])
@@ -473,7 +488,8 @@ OWN = {"message": 'it\'s "full"', "type": "worker_error", "code": None}
 @pytest.mark.parametrize(
     ("handler", "status", "error"),
     [
-        (raises("prompt"), 500, {"message": "'prompt'", "type": "KeyError", "code": 500}),
+        (raises("messages"), 500, {"message": "'messages'", "type": "KeyError", "code": 500}),
+        (raises("of two words"), 500, {"message": "'of two words'", "type": "KeyError", "code": 500}),
         (returns({"error": "no"}), 500, {"message": "no", "type": "server_error", "code": 500}),
         (returns({"error": OWN}), 500, {"message": OWN["message"], "type": "worker_error", "code": 500}),
         (yields({"error": {**OWN, "code": 429}}), 429, {**OWN, "code": 429}),

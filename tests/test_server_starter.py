@@ -351,6 +351,7 @@ def test_a_cell_opens_an_endpoint_for_workers_and_shows_no_key(notebook: Noteboo
     assert attachment.docker() in said
     assert attachment.variables["RUNPOD_AI_API_KEY"] not in said
     assert "by 1 worker" not in said
+    assert "rehearses" not in said
     rules = notebook.session.endpoints._server._attached["demo2"].rules
     assert (rules.lost_after, rules.on_lost) == (5, "fail")
     said = notebook.run("%%endpoint serve both --external\ndef handler(job):\n    return 1")
@@ -378,6 +379,75 @@ def test_a_cell_whose_workers_die_at_once_says_why_and_serves_nothing(notebook: 
     assert "can't open file" in error
     assert notebook.session.endpoints.queue("mine") is None
     assert "not served here" in notebook.error("%endpoint serve mine --stop")
+
+
+@pytest.mark.parametrize("before", ["", " --external"])
+def test_a_cell_whose_workers_die_at_once_leaves_what_was_served(notebook: Notebook, before: str) -> None:
+    cell = f"%%endpoint serve mine{before}\ndef handler(job):\n    return job['input'] + 1"
+    notebook.run(cell)
+    job = notebook.session.connect("mine").submit(1)
+    assert job.output(10) == 2
+    error = notebook.try_('%endpoint serve mine --start "python nowhere.py"').text
+    assert "mine is served as before, since a worker process of mine ended" in error
+    assert "can't open file" in error
+    assert job.id in notebook.session.endpoints.queue("mine").records
+    assert notebook.session.connect("mine").run(2, timeout=10) == 3
+    assert notebook.session.endpoints.starter("mine") is None
+    assert (notebook.session.endpoints.attachment("mine") is None) == (not before)
+    assert "cannot be read" in notebook.error('%endpoint serve mine --start "python \'x"')
+    assert notebook.session.connect("mine").run(3, timeout=10) == 4
+
+
+def test_a_cell_that_starts_others_keeps_those_that_run_until_they_are_there(
+    notebook: Notebook, program: str
+) -> None:
+    notebook.run(f'%endpoint serve mine --start "{program}"')
+    connection = notebook.session.connect("mine")
+    first = connection.run(1, timeout=20)
+    assert "served as before" in notebook.try_('%endpoint serve mine --start "python nowhere.py"').text
+    assert connection.run(1, timeout=20)["pid"] == first["pid"]
+    notebook.run(f'%endpoint serve mine --workers 2 --start "{program} again"')
+    asyncio.run(spin(lambda: not is_running(first["pid"])))
+    assert connection.run(1, timeout=20)["argv"][1:] == ["again"]
+
+
+def test_a_cell_that_is_interrupted_while_others_start_serves_as_before(notebook: Notebook) -> None:
+    notebook.run("%endpoint serve mine --handler echo")
+    externals = notebook.session.endpoints._server._externals
+
+    def interrupt() -> None:
+        asyncio.run(
+            spin(lambda: "mine" in externals and any(one._is_awaited for one in externals["mine"]._prepared))
+        )
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    clicker = threading.Thread(target=interrupt)
+    clicker.start()
+    ran = notebook.try_('%endpoint serve mine --start "sleep 60"')
+    clicker.join()
+    assert not ran.success
+    assert not externals
+    assert notebook.session.connect("mine").run(1, timeout=10) == 1
+
+
+def test_a_cell_tells_what_became_of_its_function_and_still_writes_it(notebook: Notebook) -> None:
+    notebook.run("%%endpoint serve mine\ndef handler(job):\n    return 'from the cell'")
+    said = notebook.run("%endpoint serve mine --external")
+    assert "Its function was set aside; serve the cell again to have it back." in said
+    assert "`%endpoint code mine --worker --to handler.py` writes one from a cell" in said
+    assert "from the cell" in notebook.run("%endpoint code mine --worker")
+    assert "set aside" not in notebook.run("%endpoint serve mine --external")
+    assert "a cell %%endpoint serve other that defines" in (
+        notebook.run("%endpoint serve other --external") and notebook.error("%endpoint code other --worker")
+    )
+    notebook.run("%endpoint serve mine --stop")
+    notebook.run("%endpoint serve mine --external")
+    assert "has no function of this notebook" in notebook.error("%endpoint code mine --worker")
+
+
+def test_a_number_of_workers_that_come_by_themselves_is_refused(notebook: Notebook) -> None:
+    assert "decided where they are started" in notebook.error("%endpoint serve mine --external --workers 3")
+    assert notebook.session.endpoints.queue("mine") is None
 
 
 def test_a_cell_that_is_interrupted_while_it_waits_leaves_no_process(notebook: Notebook) -> None:

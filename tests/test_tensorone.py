@@ -159,7 +159,10 @@ def test_an_unknown_word_is_kept_and_followed(server) -> None:
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"policy": ExecutionPolicy(execution_timeout=60)}, "execution_timeout is not documented"),
+        (
+            {"policy": ExecutionPolicy(execution_timeout=60)},
+            r"execution_timeout \(--exec-timeout\) is not documented",
+        ),
         ({"policy": ExecutionPolicy(ttl=60)}, "ttl is not documented"),
         ({"s3_config": {"bucketName": "b"}}, "s3_config is not documented"),
         ({"webhook_v2": "https://example.org"}, "webhook_v2 is not documented"),
@@ -389,7 +392,7 @@ def test_a_submission_whose_answer_is_lost_may_have_run(server, tensor) -> None:
 def test_an_undocumented_option_leaves_no_job_behind(server, tensor) -> None:
     notebook = tensor(REFERENCE)
     told = notebook.error("%endpoint run t --exec-timeout 60s -p prompt=hi")
-    assert "execution_timeout is not documented for tensorone-rest; nothing was sent" in told
+    assert "execution_timeout (--exec-timeout) is not documented for tensorone-rest; nothing was sent" in told
     assert notebook.session.journal.get(1) is None
     assert "priority" in notebook.run("%endpoint run t --low-priority --dry-run -p prompt=hi")
     assert not server.asked

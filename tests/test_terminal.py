@@ -114,7 +114,17 @@ def test_text_is_there_while_the_handler_holds_the_rest(gate):
     gate.until("first ")
     assert not Path("ended").exists()
     Path("go").touch()
-    assert re.match(r"last\n@1 · gate · COMPLETED · .* first token .* s\n", gate.prompt())
+    assert re.match(r"last\n@1 · gate · COMPLETED · .* first token .* s$", gate.prompt())
+
+
+def test_what_a_verb_has_printed_has_no_empty_out_line_and_is_the_result_all_the_same(terminal):
+    for line in ("%endpoint run -p max_tokens=2 -- hi", "%endpoint health", "%endpoint jobs"):
+        assert "Out[" not in terminal.run(line)
+    assert "[<JobHandle @1" in terminal.run("print(_)")
+    terminal.run("job = %endpoint run -p max_tokens=2 -- hi")
+    assert terminal.run("job.status.name").endswith("'COMPLETED'")
+    assert "Out[" not in terminal.run("%unload_ext notebook_ext")
+    assert "Out[" in terminal.run("1 + 1")
 
 
 def test_control_c_stops_the_remote_job_and_says_so(gate):

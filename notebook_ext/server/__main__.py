@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         "from processes of their own; how one does is said on the standard error",
     )
     parser.add_argument("--port", type=int, default=0, help="0, the default, takes a free one")
-    parser.add_argument("--workers", type=int, default=1, help="how many jobs of an endpoint run at once")
+    parser.add_argument("--workers", type=int, default=1, help="how many jobs of an endpoint run at once (1)")
     parser.add_argument(
         "--upstream", help=f"base URL that 'openai' asks, with the key in {UPSTREAM_KEY_VARIABLE}"
     )
@@ -70,7 +70,10 @@ def _parser() -> argparse.ArgumentParser:
         "'python handler.py'",
     )
     outside.add_argument(
-        "--on-lost", default="requeue", help="the job of a lost worker: requeue (once), or fail"
+        "--on-lost",
+        default="requeue",
+        choices=("requeue", "fail"),
+        help="the job of a lost worker: queued again once (requeue, the default), or failed",
     )
     outside.add_argument(
         "--lost-after", type=float, metavar="SECONDS", help="silence after which one is lost (30)"

@@ -101,6 +101,11 @@ class AttachedWorkers:
             TooManyWorkers: This would be one more than there may be.
         """
         worker = self._known(worker_id)
+        if worker.was_cut and not is_busy:
+            worker.was_cut = False
+            if worker.held:  # by a process that has died; this one has come with the same id
+                self._lose(worker)
+                worker = self._known(worker_id)
         if not worker.has_asked:
             self.asked.set()
         worker.has_asked, worker.trouble = True, None
@@ -132,6 +137,7 @@ class AttachedWorkers:
                 wait = worker.next_stop(loop.time())
                 has_changed = functools.partial(worker.has_changed, worker.changes)
                 is_here = await hold(request, worker, has_changed, wait)
+                worker.was_cut = worker.was_cut or bool(worker.held and not is_here)
                 released = worker.is_leaving and worker.leaving is None
         return []
 

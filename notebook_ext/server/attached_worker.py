@@ -71,6 +71,8 @@ class AttachedWorker:
     open_stops: int = 0
     knows_stops: bool | None = None
     """Whether it has the stop channel (since SDK 1.10); None while nobody knows."""
+    was_cut: bool = False
+    """Its stop channel has broken off while it held a job: its process may be another one since."""
     changes: int = 0
     silence: asyncio.TimerHandle | None = None
     leaving: asyncio.TimerHandle | None = None

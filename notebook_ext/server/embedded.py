@@ -23,7 +23,7 @@ from notebook_ext.server.gate import Gate
 from notebook_ext.server.head import BoundedHead
 from notebook_ext.server.outbound import WEBHOOK_PAUSE, Upstream, Webhooks
 from notebook_ext.server.queue import Dials, Queue
-from notebook_ext.server.starter import read_command
+from notebook_ext.server.starter import Starter, read_command
 from notebook_ext.server.workers import Pool
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from notebook_ext.server.attached import AttachedWorkers
     from notebook_ext.server.attachment import Attachment
     from notebook_ext.server.job import Handler
-    from notebook_ext.server.starter import Starter
 
 __all__ = ["EmbeddedServer"]
 
@@ -175,7 +174,7 @@ class EmbeddedServer:
         return_aggregate_stream: bool = True,
         upstream: Upstream | None = None,
         external: bool = False,
-        start: str | Sequence[str] | None = None,
+        start: str | Sequence[str] | Starter | None = None,
         on_lost: str = "requeue",
         lost_after: float | None = None,
     ) -> Queue:
@@ -195,7 +194,8 @@ class EmbeddedServer:
             upstream: The server that `openai` asks.
             external: Whether workers of other processes may attach; they may where there is no
                 handler, and where some are started. The server listens already then.
-            start: The command of a worker process, such as `python handler.py`, to be kept running.
+            start: The command of a worker process, such as `python handler.py`, to be kept running;
+                or the processes that `prepare` has started.
             on_lost: What becomes of the job of an attached worker that is lost: "requeue" queues
                 it once more, "fail" fails it.
             lost_after: Seconds of silence after which such a worker is lost; None means 30.
@@ -215,7 +215,7 @@ class EmbeddedServer:
         external = external or function is None or start is not None
         if external and self._serving is None:
             raise ConfigurationError("workers attach once the server listens: start() it first")
-        command = read_command(start) if start is not None else None
+        processes = start if start is None or isinstance(start, Starter) else read_command(start)
         rules = LossRules(on_lost, lost_after)
         queue = self._queues.get(name) or Queue(name, function, notify=self._webhooks.send)
         outside = self._attach(queue) if external else None
@@ -230,8 +230,37 @@ class EmbeddedServer:
         if outside is None:
             self._detach(name)
         else:
-            outside.serve(rules, command, workers)
+            outside.serve(rules, processes, workers)
         return queue
+
+    def prepare(self, name: str, start: str | Sequence[str], workers: int = 1) -> Starter:
+        """Start worker processes for an endpoint, which is served as it is until `serve` gets them.
+
+        Args:
+            name: Its name.
+            start: The command of a process.
+            workers: How many of them.
+
+        Raises:
+            InputError: Nothing of that name is served.
+            ConfigurationError: The command or the number cannot be.
+        """
+        if name not in self._queues:
+            raise InputError(f"nothing is served as {name!r}")
+        if workers < 1:
+            raise ConfigurationError(f"the endpoint {name!r} needs at least one worker")
+        command = read_command(start)
+        return self._attach(self._queues[name]).prepare(command, workers)
+
+    def discard(self, name: str, starter: Starter) -> None:
+        """End what `prepare` has started; the endpoint is served as it is."""
+        external = self._externals.get(name)
+        if external is None:
+            return
+        if external.is_served:
+            external.discard(starter)
+        else:
+            self._detach(name)
 
     def attachment(self, name: str) -> Attachment | None:
         """How worker processes find an endpoint; None where it takes none."""
@@ -358,6 +387,14 @@ class _Uvicorn(uvicorn.Server):
     async def main_loop(self) -> None:
         """Wait; uvicorn's own loop wakes ten times a second to look at a flag."""
         await self._leaving.wait()
+        # asyncio forgets a connection that it has accepted, but not yet set up, when a server is closed:
+        # it would stay open, unanswered. So first nothing is accepted any more, then the rest is set up.
+        for server in self.servers:
+            for listener in server.sockets:
+                with contextlib.suppress(NotImplementedError):  # Windows' loop accepts in another way
+                    asyncio.get_running_loop().remove_reader(listener.fileno())
+        for _ in range(LAST_TURNS):
+            await asyncio.sleep(0)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:

@@ -35,31 +35,45 @@ class External:
         self.token = secrets.token_urlsafe()
         self.workers = AttachedWorkers(queue, on_refresh=self._refresh)
         self.starter: Starter | None = None
+        self.is_served = False
+        """Whether `serve` was called; until then it is there for processes that are being tried."""
+        self._prepared: set[Starter] = set()
         self._endings: set[asyncio.Task[None]] = set()
         self._name = queue.name
         self._folder = runtime_folder()
         self.attachment = Attachment.write(self._folder, queue.name, self.token, base_url, outside_url)
 
-    def serve(self, rules: LossRules, command: Sequence[str] | None, count: int) -> None:
-        """Take workers by these rules, and keep processes of a command running; None keeps none.
+    def serve(self, rules: LossRules, start: Sequence[str] | Starter | None, count: int) -> None:
+        """Take workers by these rules, and keep processes running; None keeps none.
 
         Those that run already are ended: the program may have changed since.
+
+        Args:
+            rules: When a worker is lost.
+            start: The command of the processes, or what `prepare` gave.
+            count: How many of them.
         """
-        self.workers.rules = rules
+        self.workers.rules, self.is_served = rules, True
         running, self.starter = self.starter, None
         if running is not None:
-            ending = asyncio.get_running_loop().create_task(running.close())
-            self._endings.add(ending)
-            ending.add_done_callback(self._endings.discard)
-        if command is not None:
-            self.starter = Starter(
-                self._name,
-                command,
-                count,
-                variables=self.attachment.variables,
-                folder=self._folder,
-                workers=self.workers,
-            )
+            self._end(running)
+        if isinstance(start, Starter):
+            self._prepared.discard(start)
+            self.starter = start
+        elif start is not None:
+            self.starter = self._start(start, count)
+
+    def prepare(self, command: Sequence[str], count: int) -> Starter:
+        """Start processes beside those that run already, for `serve` or `discard`."""
+        starter = self._start(command, count)
+        self._prepared.add(starter)
+        return starter
+
+    def discard(self, starter: Starter) -> None:
+        """End processes that have proved to be no good; what is served already stays."""
+        if starter in self._prepared:
+            self._prepared.discard(starter)
+            self._end(starter)
 
     def forbid(self) -> None:
         """Send the workers home, and tell no more how to come."""
@@ -68,10 +82,28 @@ class External:
 
     async def close(self) -> None:
         """End the workers that were started here."""
-        if self.starter is not None:
-            await self.starter.close()
+        for starter in self._started():
+            self._end(starter)
         await asyncio.gather(*self._endings)
 
+    def _start(self, command: Sequence[str], count: int) -> Starter:
+        return Starter(
+            self._name,
+            command,
+            count,
+            variables=self.attachment.variables,
+            folder=self._folder,
+            workers=self.workers,
+        )
+
+    def _end(self, starter: Starter) -> None:
+        ending = asyncio.get_running_loop().create_task(starter.close())
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+
+    def _started(self) -> list[Starter]:
+        return [*self._prepared, *([self.starter] if self.starter is not None else [])]
+
     def _refresh(self, worker_id: str) -> None:
-        if self.starter is not None:
-            self.starter.refresh(worker_id)
+        for starter in self._started():
+            starter.refresh(worker_id)

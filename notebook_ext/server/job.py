@@ -72,26 +72,27 @@ class JobLog:
 
     def __init__(self, limit: int = LOG_LIMIT) -> None:
         self._limit = limit
-        self._pieces: deque[str] = deque()
+        self._pieces: deque[str] | None = None  # most jobs print nothing, and there may be 100,000
         self._size = 0
         self._lock = threading.Lock()
 
     def write(self, text: str) -> None:
         text = text[-self._limit :]
         with self._lock:
-            self._pieces.append(text)
+            pieces = self._pieces = deque() if self._pieces is None else self._pieces
+            pieces.append(text)
             self._size += len(text)
             while self._size > self._limit:
-                oldest = self._pieces.popleft()
+                oldest = pieces.popleft()
                 kept = oldest[self._size - self._limit :]
                 self._size -= len(oldest) - len(kept)
                 if kept:
-                    self._pieces.appendleft(kept)
+                    pieces.appendleft(kept)
 
     @property
     def text(self) -> str:
         with self._lock:
-            return "".join(self._pieces)
+            return "".join(self._pieces or ())
 
 
 @dataclass(frozen=True, slots=True)

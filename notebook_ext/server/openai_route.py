@@ -44,6 +44,7 @@ _FIELDS = ("data:", "event:", "id:", "retry:", ":")
 _BLANK_LINE = re.compile(r"\r\n\r\n|\n\n|\r\r")
 _SEAM = 3
 """Characters of a blank line that may have come already when its last one comes."""
+_KEY_ERROR = re.compile(r"KeyError: '(?P<field>\w+)'\Z")
 _START = 16
 """Characters by which an event is known, and those that may be left of the blank line before it."""
 
@@ -151,7 +152,7 @@ class _Reader:
                 self._said = True
                 return said
         if not self._said:
-            raise _unfit("nothing")
+            raise _unfit("it answered with nothing")
         return b""
 
     def _output(self) -> list[Any]:
@@ -173,6 +174,8 @@ class _Reader:
         if record.status is JobStatus.TIMED_OUT:
             raise _ended(str(record.error), 504)
         if record.status is JobStatus.FAILED:
+            if not self._said and (failure := _missing_field(record)):
+                raise _unfit(f"it failed with {failure}, a field that its input does not have")
             raise _failed(record.error)
 
 
@@ -224,9 +227,10 @@ class _Events:
             try:
                 items = [parse_json(whole_text("".join(items)).encode())]
             except ValueError:
-                raise _unfit("text") from None
+                raise _unfit("it answered with text") from None
         if len(items) != 1:
-            raise _unfit(f"{len(items)} pieces instead of one document" if items else "nothing")
+            pieces = f"{len(items)} pieces instead of one document" if items else "nothing"
+            raise _unfit(f"it answered with {pieces}")
         return self._checked(items[0])
 
     def feed(self, values: list[Any], *, last: bool) -> bytes:
@@ -245,7 +249,7 @@ class _Events:
         start = "".join(piece[:_START] for piece in self._waiting[:_START]).lstrip("\r\n")
         may_become_one = start.startswith(_FIELDS) or any(field.startswith(start) for field in _FIELDS)
         if not (may_become_one and all(event.startswith(_FIELDS) for event in events if event)):
-            raise _unfit("text")
+            raise _unfit("it answered with text")
         return b"".join(
             whole_text(event).encode() + b"\n\n"
             for event in events
@@ -270,9 +274,9 @@ class _Events:
 
     def _checked(self, item: Any) -> dict[str, Any]:
         if not isinstance(item, dict):
-            raise _unfit("text" if isinstance(item, str) else type(item).__name__)
+            raise _unfit(f"it answered with {'text' if isinstance(item, str) else type(item).__name__}")
         if self._wanted and self._wanted not in item and not _error_in(item):
-            raise _unfit(f"an object without {self._wanted!r}")
+            raise _unfit(f"it answered with an object without {self._wanted!r}")
         return item
 
 
@@ -290,10 +294,24 @@ def _event(document: dict[str, Any]) -> bytes:
 
 def _unfit(what: str) -> _JobEnded:
     return _ended(
-        f"the endpoint's handler was not made for OpenAI calls: it answered with {what}; one that is reads "
+        f"the endpoint's handler was not made for OpenAI calls: {what}; one that is reads "
         "'openai_route' and 'openai_input' from its input, and gives OpenAI's documents or event streams",
         400,
     )
+
+
+def _missing_field(record: JobRecord) -> str | None:
+    """The KeyError of a handler that looked for what its input has nowhere; None for any other failure."""
+    error = record.error
+    if isinstance(error, str) and len(error) > ERROR_READ:
+        return None
+    last = (read_worker_error(error).traceback or "").strip().rpartition("\n")[2]
+    match = _KEY_ERROR.match(last)
+    if match is None:
+        return None
+    fields = record.request.input
+    known = {*fields, *(fields.get("openai_input") or ())}
+    return last if match["field"] not in known else None
 
 
 def _ended(message: str, status: int) -> _JobEnded:

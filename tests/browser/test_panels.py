@@ -128,7 +128,7 @@ def test_a_click_is_heard_while_another_cell_waits_for_its_job(lab, tmp_path):
     lab.start(3)
     lab.wait("() => /@2\\s+held\\s+running/.test(lab.text(2))")
     lab.sleep(0.7)
-    button(lab, 2, "Cancel").click()
+    lab.output(2).locator('button[title="Cancel @1"]').click()
     lab.wait_text(2, "@1 CANCELLED")
     assert jobs.prompt(3) == "[*]:"
     jobs.let_go("own")

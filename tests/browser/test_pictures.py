@@ -175,7 +175,7 @@ def test_the_panels_in_both_themes(sharp, tmp_path, keep):
     prompt.get_by_label("Prompt", exact=True).fill("What is a queue?")
     sharp.wait("() => /in queue\\s+2\\s+in progress\\s+3/.test(lab.text(1))")
     sharp.wait_text(2, "5 completed")
-    sharp.output(2).locator("button:visible", has_text="Show").first.click()
+    sharp.output(2).locator('button[title="Show @3"]').click()
     sharp.wait_text(2, "The result of @3")
     texts, buttons = sharp.evaluate(TOPS)
     assert texts == [*buttons, *buttons]  # of the times, too

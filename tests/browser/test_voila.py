@@ -150,6 +150,10 @@ def test_an_app_streams_and_its_buttons_do_what_they_say(app):
 
     health, jobs = app.panel("Stop watching"), app.panel("Cancel all of mine")
     app.wait_match(r"in queue\s+2\s")
+
+    def row_of(number):
+        return jobs.locator(".nbx-buttons > *", has=app.page.locator(f'[title="Show @{number}"]'))
+
     app.click(health, "Purge queue")
     app.wait_text("Really remove 2 (2 yours)?")
     app.click(health, "Really remove")
@@ -159,11 +163,11 @@ def test_an_app_streams_and_its_buttons_do_what_they_say(app):
     app.wait_match(r"@4\s+held\s+running")
     assert not app.is_over("queued")
     app.page.wait_for_timeout(700)  # a row whose buttons have just changed takes no click
-    app.click(jobs.locator(".nbx-buttons > *").nth(3), "Cancel")
+    app.click(row_of(4), "Cancel")
     app.wait_text("@4 CANCELLED")
     app.wait_match(r"@4\s+held\s+cancelled")
     wait_until(lambda: app.is_over("queued"))
-    app.click(jobs.locator(".nbx-buttons > *").nth(0), "Show")
+    app.click(row_of(1), "Show")
     app.wait_text("The result of @1")
     assert jobs.locator("strong", has_text="voila").count() == 1  # as Markdown
 
