@@ -143,6 +143,7 @@ def test_run_tells_an_id_but_reading_is_refused(servers) -> None:
             assert job.status is JobStatus.IN_PROGRESS  # which it is not
             for look in (
                 endpoint.status(job.id),
+                endpoint.status_sync(job.id),  # there is no such route, so its status is looked at
                 _all(endpoint.stream(job.id)),
                 _all(endpoint.follow(job.id)),
             ):
@@ -174,7 +175,7 @@ def test_what_it_has_no_route_for_is_not_found(servers, operation: str) -> None:
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("operation", ["status_sync", "cancel", "retry"])
+@pytest.mark.parametrize("operation", ["cancel", "retry"])
 def test_a_job_that_it_has_no_route_for_is_unknown(servers, operation: str) -> None:
     async def scenario() -> None:
         async with calling(servers["worker"]) as endpoint:

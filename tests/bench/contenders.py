@@ -253,6 +253,7 @@ def peer_environments() -> tuple[str, tuple[str, Path]]:
 def contenders(*, with_peers: bool, **options: Any) -> Iterator[list[Contender]]:
     """All that are to be measured; their processes end with the block."""
     found = ours_and_floor(**options) + (peers() if with_peers else [])
+    trusted()  # once, before there are threads that would each make their own
     try:
         yield found
     finally:
