@@ -23,6 +23,7 @@ HOSTILE = f'''
 import asyncio, os, pathlib, sys
 sys.path.append({str(Path(__file__).parents[1])!r})
 from xss_payloads import PAYLOADS
+import notebook_ext.display
 
 GATE = pathlib.Path(os.environ["GATE"])
 FILLER = "\\n\\n".join(["Words that fill a block so that what follows begins another one. " * 4] * 5) + "\\n\\n"
@@ -48,6 +49,8 @@ async def hostile(job):
         await asyncio.sleep(0.05)
 
 def run(way, parts):
+    if way == "cut":
+        notebook_ext.display.LONG_TEXT = notebook_ext.display.BLOCK  # what is long is drawn in pieces
     for part in parts:
         get_ipython().run_line_magic("endpoint", f"run hostile --bg -p way={{way}} -p 'part={{part}}'")
 
