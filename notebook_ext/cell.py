@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from notebook_ext.visible import visible
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Cell", "TerminalCell", "flush_streams", "visible"]
+__all__ = ["Cell", "TerminalCell", "flush_streams"]
 
 
 class Cell:
@@ -95,16 +97,6 @@ class TerminalCell:
 
     def clear(self) -> None:
         """Nothing: what is printed stays."""
-
-
-_PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
-_ESCAPES = (0x7F, *range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C)
-_VISIBLE = _PICTURES | {code: f"\\u{code:04x}" for code in _ESCAPES}
-
-
-def visible(text: str) -> str:
-    """Untrusted text for a terminal: control and direction characters are shown, not obeyed."""
-    return text.replace("\r\n", "\n").translate(_VISIBLE)
 
 
 def flush_streams() -> None:

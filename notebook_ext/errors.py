@@ -28,6 +28,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from notebook_ext.visible import visible
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -86,7 +88,7 @@ class EndpointError(Exception):
         """IPython asks this instead of drawing a traceback: one line in the notebook."""
         if self._has_traceback:
             raise AttributeError("_render_traceback_")
-        return lambda: [f"{type(self).__name__}: {self}"]
+        return lambda: [visible(f"{type(self).__name__}: {self}")]
 
 
 def _restored(kind: type[EndpointError], args: tuple[Any, ...]) -> EndpointError:
@@ -199,7 +201,7 @@ class JobError(EndpointError):
             return
         super().show_traceback()
         if self.job.error is not None and self.job.error.traceback:
-            self.add_note(f"The worker's traceback:\n{self.job.error.traceback}")
+            self.add_note(f"The worker's traceback:\n{visible(self.job.error.traceback)}")
 
 
 class JobFailed(JobError):

@@ -8,9 +8,9 @@ import time
 from typing import TYPE_CHECKING
 
 from notebook_ext import render
-from notebook_ext.cell import visible
 from notebook_ext.errors import InputError
 from notebook_ext.options import REPLAY_MODES
+from notebook_ext.visible import visible
 
 if TYPE_CHECKING:
     from notebook_ext.entry import Entry

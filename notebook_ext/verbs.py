@@ -21,7 +21,6 @@ from notebook_ext import (
     tables,
 )
 from notebook_ext.arguments import Arguments
-from notebook_ext.cell import visible
 from notebook_ext.cells import JobCells
 from notebook_ext.endpoint_verbs import EndpointVerbs
 from notebook_ext.errors import EndpointError, InputError
@@ -33,6 +32,7 @@ from notebook_ext.repeats import Repeats
 from notebook_ext.results import History, JobTable, Results
 from notebook_ext.types import Job
 from notebook_ext.view import facts
+from notebook_ext.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

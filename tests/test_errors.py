@@ -122,3 +122,16 @@ def test_errors_cross_a_process_boundary(kind) -> None:
         assert type(other) is kind
         assert str(other) == "it failed"
         assert vars(other) == vars(error)
+
+
+def test_what_a_worker_says_cannot_command_a_terminal() -> None:
+    job = Job(
+        id="j",
+        endpoint="e",
+        status=JobStatus.FAILED,
+        error=WorkerError("\x1b]52;c;eA==\x07", traceback="\x1b[2J"),
+    )
+    error = job_error(job)
+    assert error._render_traceback_() == ["JobFailed: job j on e failed: ␛]52;c;eA==␇"]
+    error.show_traceback()
+    assert error.__notes__ == ["The worker's traceback:\n␛[2J"]

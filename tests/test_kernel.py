@@ -20,9 +20,10 @@ from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from notebook_ext.cell import TerminalCell, visible
+from notebook_ext.cell import TerminalCell
 from notebook_ext.errors import ConfigurationError
 from notebook_ext.kernel import FrontEnd, allow_nested_loops, nest_asyncio_conflict
+from notebook_ext.visible import visible
 
 SETUP = """
 import asyncio, threading, time

@@ -19,7 +19,8 @@ PACKAGE = Path(notebook_ext.__file__).parent
 # or comes from above; `@typing`: for annotations only.
 OURS = {
     "types": "",
-    "errors": "types@typing",
+    "visible": "",
+    "errors": "visible types@typing",
     # The wire
     "dialects": "",
     "protocol": "dialects types errors",
@@ -45,7 +46,7 @@ OURS = {
     "patience": "pacing errors",
     "following": "mending pacing patience types errors",
     "client": "clocks pacing exchange openai_route following limits protocol providers types errors",
-    "server": "protocol types errors",
+    "server": "protocol types errors visible",
     # Jobs that outlive a call
     "leases": "",
     "values": "errors",
@@ -102,7 +103,7 @@ OURS = {
     "sparkline": "tables render@typing types@typing",
     "watching": "types errors",
     "widgets": "render sparkline tables types",
-    "cell": "",
+    "cell": "visible",
     "display": "render",
     "kernel": "cell errors",
     "view": "events excerpts streamed footer render waiting errors types widgets@late profiles@typing "
@@ -126,13 +127,13 @@ OURS = {
     "arguments@typing entry@typing grammar@typing handle@typing session@typing",
     # The ones that know everyone
     "workercode": "errors",
-    "repeats": "cell options render errors entry@typing handle@typing session@typing",
+    "repeats": "visible options render errors entry@typing handle@typing session@typing",
     "endpoint_verbs": "config keys dialects errors profiles providers types options vocabulary workercode "
     "server@late arguments@typing grammar@typing kernel@typing session@typing",
     "results": "footer handle jobs_pane tables types cells@typing grammar@typing kernel@typing memory@typing",
     "doctor": "keys dialects kernel waiting errors connection@typing journal@typing session@typing",
     "verbs": "doctor results endpoint_verbs exports keys memory repeats requestcode panels jobs_pane "
-    "arguments cell cells grammar footer handle prompts tables types errors view entry@typing "
+    "arguments cells grammar footer handle prompts tables types errors view visible entry@typing "
     "connection@typing kernel@typing session@typing",
     "suggestions": "completion grammar options vocabulary profiles prompts providers errors entry@typing "
     "session@typing",

@@ -248,7 +248,7 @@ def test_a_crash_loop_is_seen_and_told_with_the_end_of_the_log(
         ("python -c pass", "exit status 0 .it is to end in runpod.serverless.start."),
         ("no-such-program", "no-such-program cannot be started: No such file"),
         ("python nowhere.py", "can't open file"),
-        ('python -c \'print("a" + chr(27) + "[2J" + chr(0x202e) + "b")\'', "\na\ufffd\\[2J\ufffdb$"),
+        ('python -c \'print("a" + chr(27) + "[2J" + chr(0x202e) + "b")\'', "\na\u241b\\[2J\\\\u202eb$"),
         ("python -S -c 'import runpod'", "needs that package: pip install runpod"),
     ],
 )

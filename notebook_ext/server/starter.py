@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from notebook_ext.errors import ConfigurationError
 from notebook_ext.server import keeper
 from notebook_ext.server.attachment import foreign_key, open_private
+from notebook_ext.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -233,14 +234,7 @@ class Starter:
             return ""
         token = self._variables["RUNPOD_AI_API_KEY"]
         lines = deque(text.replace(token, "***").strip().splitlines(), TAIL_LINES)
-        return "\n".join(map(_inert, lines))
-
-
-def _inert(line: str) -> str:
-    """What a worker has printed, with nothing in it that a terminal would obey."""
-    return "".join(
-        char if char.isprintable() or char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in line
-    )
+        return visible("\n".join(lines))
 
 
 def _ended(status: str) -> str:
