@@ -11,7 +11,7 @@ import sys
 import venv
 from typing import TYPE_CHECKING
 
-from browser.environments import home, install, run
+from browser.environments import alone, home, install, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,36 +25,39 @@ def runpod_python() -> Path:
     """The Python of an environment that has the `runpod` package, and nothing of ours."""
     folder = home() / "runpod"
     python = folder / "bin" / "python"
-    if _is_new(folder, f"{RUNPOD} {sys.version}"):
-        venv.create(folder, clear=True, symlinks=True, with_pip=False)
-        install(python, RUNPOD)
-        _stamp(folder, f"{RUNPOD} {sys.version}")
+    with alone():
+        if _is_new(folder, f"{RUNPOD} {sys.version}"):
+            venv.create(folder, clear=True, symlinks=True, with_pip=False)
+            install(python, RUNPOD)
+            _stamp(folder, f"{RUNPOD} {sys.version}")
     return python
 
 
 def runpod_js() -> tuple[str, Path]:
     """The `node` program, and the folder whose `node_modules` has the `runpod-sdk` package."""
     folder = home() / "runpod-sdk"
-    bin_folder, wanted = folder / "node" / "bin", f"{RUNPOD_JS} {shutil.which('node')}"
-    if _is_new(folder, wanted):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        if not (shutil.which("node") and shutil.which("npm")):
-            venv.create(folder / "node", symlinks=True, with_pip=False)
-            install(bin_folder / "python", NODE)
-        npm = shutil.which("npm", path=_path(bin_folder))
-        assert npm, "there is no npm"
-        (folder / "package.json").write_text('{"private": true, "type": "module"}')
-        quiet = ["--silent", "--no-audit", "--no-fund", "--no-update-notifier"]
-        run([npm, "install", *quiet, "--prefix", str(folder), RUNPOD_JS], path=_path(bin_folder))
-        _stamp(folder, wanted)
-    node = shutil.which("node", path=_path(bin_folder))
+    path = f"{folder / 'node' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    with alone():
+        wanted = f"{RUNPOD_JS} {shutil.which('node')}"
+        if _is_new(folder, wanted):
+            _install_runpod_js(folder, path)
+            _stamp(folder, wanted)
+    node = shutil.which("node", path=path)
     assert node, "there is no node"
     return node, folder
 
 
-def _path(first: Path) -> str:
-    return f"{first}{os.pathsep}{os.environ['PATH']}"
+def _install_runpod_js(folder: Path, path: str) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if not (shutil.which("node") and shutil.which("npm")):
+        venv.create(folder / "node", symlinks=True, with_pip=False)
+        install(folder / "node" / "bin" / "python", NODE)
+    npm = shutil.which("npm", path=path)
+    assert npm, "there is no npm"
+    (folder / "package.json").write_text('{"private": true, "type": "module"}')
+    quiet = ["--silent", "--no-audit", "--no-fund", "--no-update-notifier"]
+    run([npm, "install", *quiet, "--prefix", str(folder), RUNPOD_JS], path=path)
 
 
 def _is_new(folder: Path, wanted: str) -> bool:

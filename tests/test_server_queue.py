@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 
 import pytest
 from serving import serving, spin
@@ -11,6 +12,8 @@ from serving import serving, spin
 from notebook_ext.protocol import JobRequest
 from notebook_ext.server import Queue
 from notebook_ext.server.job import Outcome
+from notebook_ext.server.queue import PURGED_AT_ONCE
+from notebook_ext.types import JobStatus
 
 
 def test_the_execution_timeout_stops_the_handler() -> None:
@@ -253,5 +256,25 @@ def test_other_kinds_of_workers_use_the_same_calls() -> None:
             await stop
             queue.close()
             assert api.server.endpoints == {}
+
+    asyncio.run(scenario())
+
+
+def test_a_purge_of_many_jobs_lets_workers_have_their_turn() -> None:
+    async def scenario() -> None:
+        queue = Queue("busy", lambda job: None)
+        records = [queue.submit(JobRequest({"n": number})) for number in range(PURGED_AT_ONCE + 2)]
+        purging = asyncio.create_task(queue.purge())
+        await asyncio.sleep(0)
+        taken = queue.take("busy-1")
+        late = queue.submit(JobRequest({"n": "late"}))
+        assert not purging.done()
+        assert await purging == PURGED_AT_ONCE + 1
+        assert taken is not None
+        assert taken.record is records[PURGED_AT_ONCE]
+        states = Counter(record.status for record in records)
+        assert states == {JobStatus.CANCELLED: PURGED_AT_ONCE + 1, JobStatus.IN_PROGRESS: 1}
+        assert late.status is JobStatus.IN_QUEUE  # what comes after the purge was asked for is not meant
+        queue.close()
 
     asyncio.run(scenario())

@@ -232,7 +232,7 @@ async def _retry(call: _Call) -> Response:
 
 
 async def _purge_queue(call: _Call) -> Response:
-    return json_response({"removed": call.queue.purge(), "status": "completed"})
+    return json_response({"removed": await call.queue.purge(), "status": "completed"})
 
 
 async def _health(call: _Call) -> Response:

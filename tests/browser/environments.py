@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import os
@@ -10,11 +11,12 @@ import subprocess
 import sys
 import venv
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
 NEWEST = "newest"  # the one that is installed where the tests run: pip takes the newest there
@@ -30,7 +32,7 @@ INSTALL_BROWSER = (
 def make_environments(versions: Iterable[str] = VERSIONS) -> dict[str, Path]:
     """Make what is missing, side by side; return the Python of each ipykernel version."""
     versions = tuple(versions)
-    with ThreadPoolExecutor() as pool:
+    with alone(), ThreadPoolExecutor() as pool:
         return dict(zip(versions, pool.map(_make_environment, versions), strict=True))
 
 
@@ -54,6 +56,15 @@ def home() -> Path:
     return Path(os.environ.get("NOTEBOOK_EXT_TEST_ENVIRONMENTS") or ROOT / ".test-environments")
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let one of several processes that run tests make what is missing, and the others wait for it."""
+    home().mkdir(parents=True, exist_ok=True)
+    with (home() / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def install(python: Path, *what: str) -> None:
     """Install into another environment with this one's pip: copying pip there takes longer than using it."""
     run([sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile", *what])
@@ -64,7 +75,8 @@ def find_chromium() -> str:
     wanted = os.environ.get("LAB_CHROMIUM")
     if wanted and not shutil.which(wanted):
         raise RuntimeError(f"LAB_CHROMIUM is {wanted}, which cannot be run: correct it, or unset it.")
-    found = wanted or _browser_on_path() or _install_chromium()
+    with alone():
+        found = wanted or _browser_on_path() or _install_chromium()
     if not found:
         raise RuntimeError(
             "The browser tests need Chromium or Chrome, and it could not be installed here: install it "
