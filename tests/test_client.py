@@ -875,7 +875,7 @@ def test_a_server_that_does_not_hold_is_not_hammered() -> None:
                 await asyncio.gather(reading, return_exceptions=True)
                 assert 5 <= early <= 200  # without pauses it would be thousands
                 assert 1 <= late <= 20  # and ever fewer, the longer nothing comes
-                assert server.count("status") <= 4
+                assert server.count("status") <= 10  # each stream that says nothing is no reason to look
             server.asked.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1.2):

@@ -33,12 +33,12 @@ TABLE = Path(__file__).with_name("FAULTS.md")
 
 AT_ONCE = 48
 """How many cells run at a time: more, and the shortened clocks would measure the test itself."""
-PATIENT, SHORT, HASTY = 20.0, 1.0, 0.4
+PATIENT, SHORT, HASTY = 20.0, 1.0, 1.2
 """Seconds to wait for an answer: where the fault is not about time, where it is, and where none can come."""
 HOLD = 0.05
-DEADLINE = 25.0
+DEADLINE = 60.0
 """Seconds within which a cell ends, whatever its server does."""
-FOLLOWED = 1.5
+FOLLOWED = 2.5
 """Seconds after which a cell that rightly goes on is left."""
 MANY = 10
 """A number of requests that depends on random pauses is told as "many" from here on."""
@@ -474,7 +474,7 @@ def test_what_was_refused_or_never_sent_is_not_called_queued(matrix: Matrix) -> 
     assert wrong == []
     unsent = [cell for cell in matrix.cells if cell.fault.startswith(("proxy ", "nobody"))]
     assert len(unsent) > 5 * len(OPERATIONS)
-    assert all("nothing was sent" in str(cell.error) for cell in unsent)
+    assert [f"{cell}: {cell.error}" for cell in unsent if "nothing was sent" not in str(cell.error)] == []
 
 
 def test_an_error_names_its_job_and_its_status_on_one_line_without_markup(matrix: Matrix) -> None:

@@ -72,7 +72,11 @@ def shown(handle) -> list[Any]:
 # ---------------------------------------------------------------------------------- chunks that are lost
 
 
-@pytest.mark.parametrize("hiccup", [cut, None, answer(status=502), answer(text="{")], ids=repr)
+@pytest.mark.parametrize(
+    "hiccup",
+    [cut, None, answer(status=502), answer(text="{")],
+    ids=["cut", "reset", "502", "garbled"],
+)
 def test_what_the_wire_lost_is_repaired_and_told(session, elsewhere, hiccup) -> None:
     server = elsewhere(
         script(
