@@ -61,8 +61,9 @@ class Waiting:
         if polls:
             lag = Goal(absolute=max(round_trip, 0.1 * job) * 1000, ratio=1.10)
         self._lag = Figure(case, "result after COMPLETED", "ms", lag)
-        most = 30.0 if polls else 2.0 if how == "run" else 1.0
-        self._requests = Figure(case, "requests per job", "", Goal(absolute=most))
+        # to see an end within a tenth of a job's age takes as many looks as the floor needs for it
+        few = Goal(ratio=1.0) if polls else Goal(absolute=2.0 if how == "run" else 1.0)
+        self._requests = Figure(case, "requests per job", "", few)
         # a look that just missed the end costs a whole one more: sweep over its phases
         phases = 4 if polls and job < 1.0 else 1
         self._jobs = [job + round_trip * phase / phases for phase in range(phases)]
