@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from notebook_ext.blocks import MarkdownBlocks
 from notebook_ext.cell import TerminalCell
 from notebook_ext.display import (
     LONG_TEXT,
     NOTHING,
     JobDisplay,
     LiveMarkdown,
-    MarkdownBlocks,
     TerminalDisplay,
     job_display,
 )

@@ -104,7 +104,8 @@ OURS = {
     "watching": "types errors",
     "widgets": "render sparkline tables types",
     "cell": "visible",
-    "display": "render",
+    "blocks": "",
+    "display": "blocks render",
     "kernel": "cell errors",
     "view": "events excerpts streamed footer render waiting errors types widgets@late profiles@typing "
     "handle@typing",
