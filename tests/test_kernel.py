@@ -137,15 +137,18 @@ def test_a_click_is_heard_while_its_cell_waits_and_queued_cells_run_after_it_in_
     assert kernel.run("print(heard, order)").strip() == "True ['click', 'end', 0, 1, 2]"
 
 
+UNTIL_CLICKED = """
+    button = ipywidgets.Button()
+    clicked = threading.Event()
+    button.on_click(lambda _: clicked.set())
+    print(button.comm.comm_id, flush=True)
+    front_end.wait(clicked.is_set, timeout=20)
+    print("after", flush=True)
+"""
+
+
 def test_what_the_waiting_cell_prints_after_a_click_is_its_own(kernel):
-    request = kernel.start("""
-        button = ipywidgets.Button()
-        clicked = threading.Event()
-        button.on_click(lambda _: clicked.set())
-        print(button.comm.comm_id, flush=True)
-        front_end.wait(clicked.is_set, timeout=20)
-        print("after", flush=True)
-    """)
+    request = kernel.start(UNTIL_CLICKED)
     kernel.click(kernel.until("stream", request)["content"]["text"].strip())
     assert kernel.until("stream")["parent_header"]["msg_id"] == request
     assert kernel.messages[-1]["content"]["text"].strip() == "after"
@@ -154,14 +157,7 @@ def test_what_the_waiting_cell_prints_after_a_click_is_its_own(kernel):
 
 
 def test_the_kernel_stays_busy_until_the_waiting_cell_ends(kernel):
-    request = kernel.start("""
-        button = ipywidgets.Button()
-        clicked = threading.Event()
-        button.on_click(lambda _: clicked.set())
-        print(button.comm.comm_id, flush=True)
-        front_end.wait(clicked.is_set, timeout=20)
-        print("after", flush=True)
-    """)
+    request = kernel.start(UNTIL_CLICKED)
     kernel.click(kernel.until("stream", request)["content"]["text"].strip())
     kernel.messages.clear()
     kernel.until("stream", request)

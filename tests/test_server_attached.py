@@ -444,14 +444,19 @@ def test_a_silent_worker_is_lost_although_it_pings_and_its_job_runs_once_more() 
     asyncio.run(scenario())
 
 
+async def take_and_break_off(api, worker, job: str) -> None:
+    """Let a worker take this job, and its connections end without a word."""
+    async with worker.listening():
+        assert (await worker.take())["id"] == job
+    known = api.server._attached["demo"]._workers
+    await spin(lambda: known["w1"].was_cut)
+
+
 def test_a_worker_that_comes_back_with_its_id_has_lost_what_it_held() -> None:
     async def scenario() -> None:
         async with place() as api:
             job, worker = await api.run("demo"), api.worker()
-            async with worker.listening():
-                assert (await worker.take())["id"] == job
-            known = api.server._attached["demo"]._workers
-            await spin(lambda: known["w1"].was_cut)
+            await take_and_break_off(api, worker, job)
             async with worker.listening():
                 assert (await worker.take(job_in_progress=0))["id"] == job
                 await worker.done(job, output=1)
@@ -465,10 +470,7 @@ def test_a_worker_whose_connections_broke_off_goes_on_with_what_it_holds() -> No
     async def scenario() -> None:
         async with place() as api:
             first, worker = await api.run("demo"), api.worker()
-            async with worker.listening():
-                assert (await worker.take())["id"] == first
-            known = api.server._attached["demo"]._workers
-            await spin(lambda: known["w1"].was_cut)
+            await take_and_break_off(api, worker, first)
             second = await api.run("demo")
             async with worker.listening():
                 assert (await worker.take(job_in_progress=1))["id"] == second
