@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -43,6 +44,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="MINUTES",
         help="load a server for so long, and print what became of all jobs",
     )
+
+
+def pytest_configure() -> None:
+    """Stopping works in the tests and in what they start, also where a shell runs them in its background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

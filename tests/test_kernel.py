@@ -58,6 +58,8 @@ class Kernel:
     def reply(self, request: str) -> dict:
         """The answer to one request; answers come in the order of the requests."""
         message = self.client.get_shell_msg(timeout=30)
+        while message["msg_type"] == "kernel_info_reply":  # it was asked each second until it had started
+            message = self.client.get_shell_msg(timeout=30)
         assert message["parent_header"]["msg_id"] == request
         return message["content"]
 
