@@ -103,7 +103,7 @@ class Endpoint:
         return self._limits.polls
 
     async def aclose(self) -> None:
-        """Close its connections; jobs that were submitted go on."""
+        """Close its connections; jobs that were submitted go on, and nothing more is sent."""
         await self._exchange.aclose()
         await self._openai.aclose()
 

@@ -101,10 +101,12 @@ class Exchange:
         self._limits = limits
         self._client: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
         self._submitted: dict[str, float] = {}
         self._failures = self._failures_class(endpoint, provider, name)
 
     async def aclose(self) -> None:
+        self._closed = True
         client, self._client = self._client, None
         if client is not None:
             await client.aclose()
@@ -145,8 +147,8 @@ class Exchange:
             timeout = own if hold is None else hold + HOLD_MARGIN
         if hold is not None and self.provider.route(operation).takes_wait:
             hold = self._limits.polls.hold(hold)
-        client = self._open_client()
         asking = Asking(operation, job_id, content, hold, timeout)
+        client = self._open_client(asking)
 
         def again(error: BaseException) -> bool:
             return not client.is_closed and self._may_repeat(asking, error)
@@ -260,8 +262,10 @@ class Exchange:
         if pause > asking.timeout:
             raise self._failures.paused(asking, pause)
 
-    def _open_client(self) -> httpx.AsyncClient:
+    def _open_client(self, asking: Asking) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
+        if self._closed:  # connections that were made now would be closed by nobody
+            raise self._failures.closed(asking)
         if self._client is None:
             self._client = self._make_client()
             self._loop = loop

@@ -196,8 +196,9 @@ def test_nothing_is_sent_again_by_an_endpoint_that_was_closed(monkeypatch) -> No
             async with endpoint_of(server) as endpoint:
                 work = asyncio.create_task(endpoint.run({}))
                 await closing.wait()
-            with pytest.raises(errors.ConnectionFailed, match="was closed; nothing was sent"):
-                await work
+            for late in (work, endpoint.health(), endpoint.models()):
+                with pytest.raises(errors.ConnectionFailed, match="was closed; nothing was sent"):
+                    await late
             assert len(server.asked) == 1
             assert endpoint._exchange._client is None
 

@@ -151,14 +151,16 @@ class Round:
             yield "ambiguous"
         elif not handle.status.is_final:
             is_there = handle.id and not session.look(handle).status.is_final
-            yield "running" if is_there else f"neither running nor ended: {told}"
+            # a long one may have ended since the journal was read; in the end none may still run
+            goes_on = is_there or handle.input["words"] == LONG["words"]
+            yield "running" if goes_on else f"neither running nor ended: {told}"
         elif handle.value == "".join(words(handle.input)):
             yield "finished"
         elif MISSING in handle.notes and handle.endpoint == "forgetful" and is_part(handle):
             yield "with a note"
         else:
             yield f"ended otherwise: {told}"
-        if any("found again by its input" in note for note in handle.notes):
+        if any("a job of the same input was found" in note for note in handle.notes):
             yield "found again"
 
 

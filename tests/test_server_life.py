@@ -122,6 +122,25 @@ def test_a_stop_does_not_wait_for_a_client_that_never_reads() -> None:
     asyncio.run(scenario())
 
 
+def test_an_idle_connection_outlives_the_pause_after_which_clients_drop_theirs() -> None:
+    async def scenario() -> None:
+        async with serving(demo="echo") as api:
+            reader, writer = await asyncio.open_connection("127.0.0.1", api.server.port)
+            ask = (
+                f"GET /v2/demo/health HTTP/1.1\r\nHost: 127.0.0.1:{api.server.port}\r\n"
+                f"Authorization: {api.server.token}\r\n\r\n".encode()
+            )
+            writer.write(ask)
+            assert (await reader.readuntil(b"}}")).startswith(b"HTTP/1.1 200")
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(reader.read(1), 5.5)  # httpx keeps its own for 5 s, as uvicorn does
+            writer.write(ask)
+            assert (await reader.readuntil(b"}}")).startswith(b"HTTP/1.1 200")
+            writer.close()
+
+    asyncio.run(scenario())
+
+
 def test_it_can_be_started_again_and_twice_in_one_process() -> None:
     async def ask(server: EmbeddedServer) -> int:
         headers = {"Authorization": server.token}

@@ -40,6 +40,9 @@ HANDLER_GRACE = 1.0
 """Seconds that handlers get to end when their endpoint is removed."""
 SERVER_GRACE = 0.7
 """Seconds for open connections to close, their polls having been answered."""
+IDLE = 75
+"""Seconds that a connection without a request stays open: longer than httpx (5 s) or aiohttp (15 s) keep
+theirs, or a submission would now and then meet one that is just being closed, and might have been read."""
 LAST_TURNS = 5
 """Turns of the loop in which a connection that was just accepted can be seen, and be closed."""
 _KEEPALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
@@ -151,6 +154,7 @@ class EmbeddedServer:
             date_header=False,
             lifespan="off",
             ws="none",
+            timeout_keep_alive=IDLE,
             timeout_graceful_shutdown=1,
         )
         self._uvicorn = _Uvicorn(config)
