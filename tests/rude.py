@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 KEY = "rpa_PLANTED0KEY1THAT2MUST3NOT4SHOW"
+LAST_TURNS = 5
+"""Turns of the loop within which a connection that was just accepted is set up, and can be closed."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def script(**answers: Any) -> Respond:
 
 
 @contextlib.asynccontextmanager
-async def rude(respond: Respond) -> AsyncIterator[Rude]:
+async def rude(respond: Respond, port: int = 0) -> AsyncIterator[Rude]:
     """Listen; every connection that is still open at the end is closed."""
     server = Rude()
 
@@ -101,13 +103,14 @@ async def rude(respond: Respond) -> AsyncIterator[Rude]:
                 break
             await asked.send(said)
 
-    async with listening(talk) as server.url:
+    async with listening(talk, port) as server.url:
         yield server
 
 
 @contextlib.asynccontextmanager
 async def listening(
     talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    port: int = 0,
 ) -> AsyncIterator[str]:
     """Talk on each connection until that ends or the client goes; gives the base URL."""
     talks: set[asyncio.Task[None]] = set()
@@ -121,16 +124,20 @@ async def listening(
         talks.add(task)
         task.add_done_callback(lambda _: writer.close())  # also where it is cancelled before it begins
 
-    listener = await asyncio.start_server(accept, "127.0.0.1", 0)
+    listener = await asyncio.start_server(accept, "127.0.0.1", port)
     try:
         yield f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v2"
     finally:
+        # asyncio forgets a connection that it has accepted, but not yet set up, when a server is closed
+        for accepting in listener.sockets:
+            asyncio.get_running_loop().remove_reader(accepting.fileno())
+        for _ in range(LAST_TURNS):
+            await asyncio.sleep(0)
         listener.close()
-        await asyncio.sleep(0)  # a connection that is just being accepted takes one turn of the loop
         for task in talks:
             task.cancel()
         await asyncio.gather(*talks, return_exceptions=True)
-        await asyncio.sleep(0)  # and so does the closing of one
+        await asyncio.sleep(0)  # for the closing of them
 
 
 @contextlib.contextmanager
