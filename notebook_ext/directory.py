@@ -25,6 +25,8 @@ DEMO = "demo"
 """The endpoint that needs no account: the built-in `chat` handler, served when it is first called."""
 START_WAIT = 10.0
 """Seconds that a cell waits for the first worker process; one that loads a model takes longer, and may."""
+_PROMPTED = ("chat", "openai")
+"""Built-in handlers whose input has a prompt and its settings where the profile `chat` puts them."""
 _OF_SERVER = ("port", "bind", "allow_hosts", "private_webhooks")
 """What is said once, for all endpoints of a session."""
 
@@ -149,7 +151,7 @@ class Directory:
             return self._serve_in_place(server, name, handler, options)
         self._session.on_loop(lambda: server.serve(name, handler, **options))
         try:
-            connection = self._served(server, name, "chat" if handler == "chat" else "raw")
+            connection = self._served(server, name, "chat" if handler in _PROMPTED else "raw")
             starter = server.starter(name)
             if starter is not None:
                 self._session.ask(starter.settled(START_WAIT))
@@ -176,7 +178,7 @@ class Directory:
             if isinstance(error, ConfigurationError):
                 raise ConfigurationError(f"{name} is served as before, since {error}") from None
             raise
-        return self._served(server, name, "chat" if handler == "chat" else "raw")
+        return self._served(server, name, "chat" if handler in _PROMPTED else "raw")
 
     def _served(self, server: EmbeddedServer, name: str, profile: str) -> Connection:
         connection = self._connections.get(name)

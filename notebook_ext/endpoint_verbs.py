@@ -91,6 +91,7 @@ class EndpointVerbs:
             return None
         queue = self._session.endpoints.queue(name)
         is_set_aside = is_elsewhere and queue is not None and queue.handler is not None
+        had_started = self._session.endpoints.starter(name) is not None and options.start is None
         connection = self._session.serve(
             name,
             handler,
@@ -118,6 +119,7 @@ class EndpointVerbs:
                     if is_set_aside
                     else []
                 ),
+                *(["The workers that it had started were ended."] if had_started else []),
                 *self._workers_outside(name),
                 *_rehearsed(options),
                 *(["It is open to other machines, without TLS."] if endpoints.is_open_to_others else []),

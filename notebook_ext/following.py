@@ -199,7 +199,9 @@ class Following:
         asked, final = time.monotonic(), self._final  # an answer that is older than the end may lack chunks
         try:
             status, chunks = await self._endpoint.read_stream(
-                self._job_id, hold=self._hold, first_index=len(self._received) + len(self._held)
+                self._job_id,
+                hold=self._patience.hold(self._hold),
+                first_index=len(self._received) + len(self._held),
             )
         except TRANSIENT as error:
             await self._patience.after(error)

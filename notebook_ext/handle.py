@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from notebook_ext.errors import JobError
     from notebook_ext.events import Event
     from notebook_ext.journal import Journal
+    from notebook_ext.patience import Outage
 
 __all__ = ["JobHandle"]
 
@@ -98,6 +99,8 @@ class JobHandle:
         self.paused_for = 0.0
         """Seconds in which the server had too many requests, and what was asked about it waited."""
         self._paused_until = 0.0
+        self.outage: Outage | None = None
+        """Since when its server gives no good answer; None where it does."""
         self._stops = 0  # asked for, and not yet answered
         self._subscribers = Subscribers(f"@{self.number}")
 
@@ -416,6 +419,10 @@ class JobHandle:
         until = max(self._paused_until, now + seconds)
         self.paused_for += until - max(self._paused_until, now)
         self._paused_until = until
+
+    def troubled(self, outage: Outage | None) -> None:
+        """Its server gives no good answer, or does again; it is asked again until then."""
+        self.outage = outage
 
     def note(self, text: str) -> None:
         """Keep what a reader of the result should know, once."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from notebook_ext.errors import (
@@ -18,9 +21,11 @@ from notebook_ext.errors import (
 from notebook_ext.pacing import tell_pause
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from notebook_ext.errors import EndpointError
 
-__all__ = ["TRANSIENT", "Patience"]
+__all__ = ["TRANSIENT", "Outage", "Patience", "telling_outages"]
 
 MOST_LOSSES, LOSSES_LAST = 6, 60.0
 """How many answers in a row may be lost, and for how many seconds at least, before a job is no longer
@@ -32,6 +37,49 @@ PATIENCE, LONGEST_REST = 300.0, 10.0
 longest pause between two attempts."""
 TRANSIENT = (AnswerLost, ServerError, ProtocolError, ConnectionFailed, RateLimitError)
 """Failures that may pass."""
+HOLD_AFTER_FAILURE = 1.0
+"""Seconds for which the first answer after a failure may be held: that it comes is the news."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """A time without a good answer.
+
+    Args:
+        since: When its first failure was seen, by the monotonic clock.
+        has_connection: Whether it is answers that are lost or broken: else nobody can be asked.
+    """
+
+    since: float
+    has_connection: bool
+
+    @property
+    def lasts(self) -> float:
+        """Seconds until now."""
+        return time.monotonic() - self.since
+
+
+_listener: ContextVar[Callable[[Outage | None], None] | None] = ContextVar("listener", default=None)
+
+
+@contextlib.contextmanager
+def telling_outages(listener: Callable[[Outage | None], None]) -> Iterator[None]:
+    """Let somebody know of failures that are waited out in here, and in tasks begun in here.
+
+    Args:
+        listener: Called with None when a good answer has come.
+    """
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def _tell(outage: Outage | None) -> None:
+    listener = _listener.get()
+    if listener is not None:
+        listener(outage)
 
 
 class Patience:
@@ -51,6 +99,11 @@ class Patience:
         """A good answer came."""
         self._losses = self._failures = 0
         self._failing_since = time.monotonic()
+        _tell(None)
+
+    def hold(self, wanted: float) -> float:
+        """Seconds for which the next answer may be held."""
+        return min(wanted, HOLD_AFTER_FAILURE) if self._failures else wanted
 
     async def after(self, error: EndpointError) -> None:
         """Wait a little.
@@ -80,4 +133,7 @@ class Patience:
         pause = min(asked, LONGEST_ASKED) if asked else jitter
         if isinstance(error, RateLimitError):
             tell_pause(pause)
+            _tell(None)
+        else:
+            _tell(Outage(self._failing_since, has_connection=is_loss))
         await asyncio.sleep(pause)

@@ -403,7 +403,8 @@ class Verbs:
             return self._health(command, arguments)
         if kind == "jobs":
             if not self._panels.can_be_live:
-                return self._results.present(JobTable(self.session.handles.values()))
+                sent = (job for job in self.session.handles.values() if not job.never_submitted)
+                return self._results.present(JobTable(sent))
             return self._panels.jobs(self._cells.end_bundles, cell=self._run_of_cell())
         if not self._panels.can_be_live:
             return self._print(

@@ -36,6 +36,8 @@ TICK = 0.5
 """Seconds between two drawings of the strip while nothing but time goes on."""
 LEAST_PAUSE = 0.5
 """Seconds that a server wants no requests for, below which that is not worth a word."""
+LEAST_OUTAGE = 2.0
+"""Seconds without a good answer, below which that is not worth one either: the next attempt may get it."""
 NEWS = 20.0
 """Seconds after which an endpoint's counters no longer say why a job waits."""
 LIVE_FORMATS = frozenset({"auto", "markdown", "text"})
@@ -288,9 +290,12 @@ class JobView:
         )
 
     def _reason(self) -> str:
-        """Why it waits, as long as that is news."""
+        """Why it waits, or is not heard of, as long as that is news."""
         if (pause := self.handle.pause_left) >= LEAST_PAUSE:
             return f"rate limited, waiting {pause:.0f} s"
+        if (outage := self.handle.outage) is not None and (lasts := outage.lasts) >= LEAST_OUTAGE:
+            what = "no good answer" if outage.has_connection else "no connection"
+            return f"{what} for {lasts:.0f} s, trying again"
         if self.handle.status is not JobStatus.IN_QUEUE:
             return ""
         queued, waited = self._queued, self.handle.elapsed

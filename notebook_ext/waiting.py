@@ -47,7 +47,7 @@ def wait_reason(health: Health, waited: float | None = None, cold_starts: Sequen
 
 def _no_worker(waited: float | None, cold_starts: Sequence[float]) -> str:
     if waited is None or waited > max((STARTS_WITHIN, *cold_starts)):
-        return "no worker at all: is max workers 0?"
+        return "no worker at all: is max workers 0, or has none attached?"
     return "; ".join(["no worker yet", *_cold_starts(waited, cold_starts)])
 
 

@@ -25,7 +25,7 @@ from notebook_ext.following import Following, differs
 from notebook_ext.keeping import ChunkWriter, Keeper
 from notebook_ext.mending import Received
 from notebook_ext.pacing import telling_pauses
-from notebook_ext.patience import TRANSIENT, Patience
+from notebook_ext.patience import TRANSIENT, Patience, telling_outages
 from notebook_ext.protocol import Operation
 from notebook_ext.queueing import QueueWatch
 from notebook_ext.seeking import seek
@@ -165,6 +165,7 @@ class Watcher:
 
         def ended(task: asyncio.Task[EndpointError | None]) -> None:
             self._tasks.discard(task)
+            handle.troubled(None)  # it is asked no more
             if task.cancelled():
                 self.leave(handle)
                 return
@@ -178,7 +179,7 @@ class Watcher:
             if not handle.is_over:
                 self._gave_up(handle)
 
-        with telling_pauses(handle.paused):
+        with telling_pauses(handle.paused), telling_outages(handle.troubled):
             task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)  # the loop itself keeps only a weak reference
         task.add_done_callback(ended)
@@ -343,7 +344,8 @@ class Watcher:
             patience = Patience(f"@{handle.number} on {handle.endpoint}", handle.id)
             while not handle.status.is_final:
                 try:
-                    self._keeper.saw(handle, await endpoint.status_sync(handle.id, wait=RUNSYNC_HOLD))
+                    wait = patience.hold(RUNSYNC_HOLD)
+                    self._keeper.saw(handle, await endpoint.status_sync(handle.id, wait=wait))
                     patience.renew()
                 except TRANSIENT as error:
                     await patience.after(error)

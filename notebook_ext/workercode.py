@@ -9,15 +9,14 @@ from __future__ import annotations
 import ast
 import builtins
 import inspect
-import linecache
 import re
 import symtable
 import sys
-import textwrap
 from importlib import metadata
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+from notebook_ext.definitions import source
 from notebook_ext.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,8 +62,13 @@ def worker(
     """
     if getattr(handler, "__module__", "").partition(".")[0] == _OURS:
         raise InputError(f"{endpoint} serves a built-in handler; write one of your own for a worker")
+    name = getattr(handler, "__name__", None)
+    if name is None:
+        raise InputError(
+            f"{endpoint} serves {_kind(handler)}; a worker takes a function: serve a `def handler(job)` that "
+            "calls it"
+        )
     program = _Program(namespace)
-    name = handler.__name__
     if cell is None:
         program.need(name, handler)
     else:
@@ -132,7 +136,7 @@ class _Program:
         self.imports.append(f"from {module} import {value.__name__}{_alias(value.__name__, name)}")
 
     def _define(self, name: str, value: Any) -> None:
-        self.add(_source(inspect.unwrap(value)), f"`{value.__name__}`")
+        self.add(source(inspect.unwrap(value), self._namespace), f"`{value.__name__}`")
         if name != value.__name__:
             self.definitions.append(f"{name} = {value.__name__}")
 
@@ -206,22 +210,6 @@ def _global_names(table: symtable.SymbolTable) -> set[str]:
         if symbol.is_referenced() and (is_top or symbol.is_global())
     }
     return names.union(*map(_global_names, table.get_children()))
-
-
-def _source(value: FunctionType | type) -> str:
-    """The source of a function or class that a cell has defined."""
-    functions = [value] if isinstance(value, FunctionType) else vars(value).values()
-    files = {item.__code__.co_filename for item in functions if isinstance(item, FunctionType)}
-    for file in files:
-        text = "".join(linecache.getlines(file))
-        for node in ast.parse(text).body:
-            if getattr(node, "name", None) == value.__name__:
-                first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))])
-                return textwrap.dedent("\n".join(text.split("\n")[first - 1 : node.end_lineno]))
-    raise InputError(
-        f"the handler uses `{value.__name__}`, whose source is not to be found; define it in the cell that "
-        "defines the handler"
-    )
 
 
 def _is_importable(value: Any) -> bool:

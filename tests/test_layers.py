@@ -63,7 +63,7 @@ OURS = {
     "streamed": "errors types@typing",
     "events": "types errors@typing handle@typing",
     "run": "streamed types events@typing",
-    "handle": "events protocol run streamed types errors entry@typing journal@typing",
+    "handle": "events protocol run streamed types errors entry@typing journal@typing patience@typing",
     "connection": "entry protocol types keys errors client@typing handle@typing providers@typing session@typing",
     "recovery": "calls events following protocol types errors handle@typing client@typing entry@typing "
     "journal@typing watcher@typing",
@@ -127,7 +127,8 @@ OURS = {
     "memory": "exports records requestcode cellcode profiles prompts tables errors render@typing "
     "arguments@typing entry@typing grammar@typing handle@typing session@typing",
     # The ones that know everyone
-    "workercode": "errors",
+    "definitions": "errors",
+    "workercode": "definitions errors",
     "repeats": "visible options render errors entry@typing handle@typing session@typing",
     "endpoint_verbs": "config keys dialects errors profiles providers types options vocabulary workercode "
     "server@late arguments@typing grammar@typing kernel@typing session@typing",

@@ -817,9 +817,12 @@ def test_without_a_notebook_watching_is_one_look(echo, line):
 
 def test_without_a_notebook_the_jobs_panel_is_a_table(echo):
     echo.run("%endpoint run -- Say this")
+    echo.run("%endpoint connect gone http://127.0.0.1:9/v2/gone")
+    assert "nothing was sent" in echo.error("%endpoint run gone -- Never sent")
     ran = echo.try_("%endpoint panel jobs")
     assert ran.success, ran.text
     assert re.search(r"@1 +echo .* COMPLETED +Say this", ran.text)
+    assert "Never sent" not in ran.text
 
 
 def test_a_panel_that_there_is_not_is_refused_with_what_there_is(notebook):
@@ -950,3 +953,10 @@ def test_code_worker_of_what_is_not_served(notebook):
     assert "'llama' is not served here" in notebook.error("%endpoint code llama --worker")
     notebook.run("%endpoint serve e --handler echo")
     assert "a built-in handler" in notebook.error("%endpoint code e --worker")
+
+
+def test_the_built_in_handlers_of_models_take_a_prompt_and_its_settings(notebook):
+    notebook.run("%endpoint serve llm --handler openai --upstream http://127.0.0.1:9/v1")
+    shown = notebook.run("%endpoint run llm -s Terse. -t 0.2 --max-tokens 5 --dry-run -- hi")
+    for field in ('"prompt": "hi"', '"system": "Terse."', '"temperature": 0.2', '"max_tokens": 5'):
+        assert field in shown, field

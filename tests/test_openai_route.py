@@ -880,7 +880,9 @@ def test_the_embedded_chat_answers_by_the_route_too(notebook):
 
 
 def test_a_handler_that_speaks_no_openai_is_told_so(echo):
-    assert "was not made for OpenAI calls" in echo.error("%endpoint run echo --route openai -m x -- hi")
+    assert "was not made for OpenAI calls, so call it by its own input: " in echo.error(
+        "%endpoint run echo --route openai -m x -- hi"
+    )
 
 
 def test_the_embedded_endpoint_cancels_the_job_whose_caller_hangs_up(notebook):

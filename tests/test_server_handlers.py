@@ -14,6 +14,7 @@ import warnings
 import pytest
 from serving import serving, spin
 
+from notebook_ext.errors import InputError
 from notebook_ext.protocol import read_worker_error
 from notebook_ext.server import progress_update
 
@@ -459,3 +460,83 @@ def test_an_async_handler_keeps_its_loop_from_job_to_job() -> None:
             assert loops != {asyncio.get_running_loop()}
 
     asyncio.run(scenario())
+
+
+def nothing():
+    return 1
+
+
+async def async_nothing():
+    return 1
+
+
+def two(job, more):
+    yield job
+
+
+async def keyword(job, *, more):
+    yield job
+
+
+class Method:
+    def nothing(self):
+        return 1
+
+    def job(self, job):
+        return job["input"]
+
+    __call__ = nothing
+
+
+def through(function):
+    @functools.wraps(function)
+    def wrapper(job):
+        return function(job, job["input"])
+
+    return wrapper
+
+
+@pytest.mark.parametrize(
+    ("handler", "why"),
+    [
+        (nothing, "too many positional arguments"),
+        (async_nothing, "too many positional arguments"),
+        (two, "'more'"),
+        (keyword, "'more'"),
+        (lambda *, job: 1, "positional"),
+        (lambda: 1, "too many positional arguments"),
+        (Method(), "too many positional arguments"),
+        (Method().nothing, "too many positional arguments"),
+        (functools.partial(nothing), "too many positional arguments"),
+        (functools.partial(Method().job, {}), "too many positional arguments"),
+        (functools.partial(configured), "'factor'"),
+    ],
+)
+def test_a_handler_that_takes_no_job_is_refused_when_it_is_served(handler, why) -> None:
+    async def scenario() -> None:
+        async with serving(demo="echo") as api:
+            with pytest.raises(
+                InputError, match="'demo' cannot be called with one argument, the job"
+            ) as refused:
+                api.server.serve("demo", handler)
+            assert why in str(refused.value)
+            assert (await api.result("demo", 1))["output"] == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("handler", "output"),
+    [
+        (lambda job, extra=1: extra, 1),
+        (lambda *jobs: len(jobs), 1),
+        (lambda job, /, *, more=2, **options: more, 2),
+        (functools.partial(configured, factor=1), 3),
+        (Method().job, 3),
+        (through(lambda job, value: value), 3),
+        (max, "input"),  # its signature cannot be known
+    ],
+)
+def test_a_handler_that_may_take_more_is_served(handler, output) -> None:
+    document, _, _ = end_of(handler, 3)
+    assert (document["status"], document["output"]) == ("COMPLETED", output)

@@ -237,6 +237,9 @@ def stuck(job):
 async def blocked(job):
     import asyncio
     await asyncio.to_thread(time.sleep, 60)
+
+def takes_nothing():
+    return 1
 """
 
 
@@ -323,6 +326,9 @@ def test_the_token_from_the_environment_is_not_printed(tmp_path: Path) -> None:
         (["demo=echo", "--allow-host", "a/b"], "'a/b' is no host name"),
         (["demo="], "is not NAME="),
         (["demo=ecco"], "did you mean 'echo'"),
+        (["demo=chat", "other=echo", "demo=echo"], "'demo' is given twice"),
+        (["demo", "demo"], "'demo' is given twice"),
+        (["demo=worker.py:takes_nothing"], "cannot be called with one argument, the job"),
         (["demo=nowhere.py:f"], "no file 'nowhere.py'"),
         (["demo=worker.py:nothing"], "no function 'nothing'"),
         (["demo=worker.py:sys"], "no function 'sys'"),

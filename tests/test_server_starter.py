@@ -370,6 +370,10 @@ def test_a_cell_starts_workers_and_unloading_ends_them(
     notebook.run("%endpoint run mine -p a=1 -o job")
     output = notebook.names["job"].output()
     assert is_running(output["pid"])
+    notebook.run(f'%endpoint serve other --start "{program}"')
+    ended = "The workers that it had started were ended."
+    assert ended in notebook.run("%endpoint serve other --external")
+    assert ended not in notebook.run("%endpoint serve other --external")
     notebook.run("%unload_ext notebook_ext")
     asyncio.run(spin(lambda: not (is_running(output["pid"]) or is_running(output["child"]))))
 

@@ -6,16 +6,21 @@ import asyncio
 import contextlib
 import json
 import logging
+import queue
+import socket
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
 import pytest
 from rude import KEY, answer, rude, script
+from rude import elsewhere as running
 
-from notebook_ext import Endpoint, client, errors, exchange, following, footer, pacing
+from notebook_ext import Endpoint, client, errors, exchange, following, footer, pacing, patience
 from notebook_ext.following import look_pause
+from notebook_ext.handle import JobHandle
 from notebook_ext.limits import Limits
 from notebook_ext.pacing import telling_pauses
 from notebook_ext.protocol import Operation
@@ -328,6 +333,89 @@ def test_who_waits_behind_another_s_refusal_is_told_as_well() -> None:
             assert 0.0 < heard[0] <= 0.2
 
     asyncio.run(scenario())
+
+
+# ---------------------------------------------------------------------------------- outages are told while they last
+
+
+@pytest.fixture
+def heard(monkeypatch) -> queue.Queue[Any]:
+    """What the job's handle is told of outages, as it comes."""
+    told: queue.Queue[Any] = queue.Queue()
+    take_in = JobHandle.troubled
+
+    def troubled(handle, outage) -> None:
+        take_in(handle, outage)
+        told.put(outage)
+
+    monkeypatch.setattr(JobHandle, "troubled", troubled)
+    return told
+
+
+@pytest.fixture
+def port():
+    """A port that refuses connections while no server listens there, and that nobody else gets meanwhile."""
+    with socket.socket() as kept:
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        yield kept.getsockname()[1]
+
+
+def test_a_server_that_is_gone_is_told_of_until_its_first_answer(session, heard, port) -> None:
+    is_held, is_held_again, go = threading.Event(), threading.Event(), threading.Event()
+
+    async def hold(asked):
+        is_held.set()
+        await asyncio.Event().wait()
+
+    async def end(asked):
+        is_held_again.set()
+        await asyncio.to_thread(go.wait, 10)
+        return rows("b", status="COMPLETED")
+
+    with running(rude(script(run=QUEUED, stream=[rows("a"), hold], status=QUEUED), port)) as server:
+        handle = session.connect("ep", "ep", provider=server.url).submit({})
+        assert is_held.wait(5)
+        assert handle.outage is None
+        while not heard.empty():
+            assert heard.get() is None
+    lost, refused = heard.get(timeout=5), heard.get(timeout=5)
+    assert (lost.has_connection, refused.has_connection) == (True, False)
+    assert lost.since == refused.since == handle.outage.since
+    with running(rude(script(stream=[rows(), end], status=done(output=["a", "b"])), port)) as server:
+        assert is_held_again.wait(5)
+        assert handle.outage is None
+        # The first one is asked for soon: a server that holds it would leave it unknown that it is back.
+        assert [asked.query["wait"] for asked in server.asked] == ["1000", "10000"]
+        go.set()
+        assert handle.output(5) == "ab"
+
+
+def test_answers_that_are_lost_or_broken_are_told_of_and_a_refusal_is_an_answer(
+    session, elsewhere, heard, monkeypatch
+) -> None:
+    monkeypatch.setattr(exchange, "ATTEMPTS", 1)
+    broken, busy = answer(text="<html>", status=502), answer({}, 429, Retry_After="0.001")
+    stream = [rows("a"), broken, None, busy, None, rows(status="COMPLETED")]
+    followed(session, elsewhere(script(run=QUEUED, stream=stream, status=done(output=["a"]))))
+    told = list(heard.queue)
+    failures = [outage for outage in told if outage is not None]
+    assert [outage.has_connection for outage in failures] == [True, True, True]
+    assert len({outage.since for outage in failures}) == 1
+    since_then = told[told.index(failures[0]) :]
+    assert [outage is None for outage in since_then[:5]] == [False, False, True, False, True]
+
+
+def test_an_outage_that_is_no_longer_waited_out_is_told_by_the_end_alone(
+    session, elsewhere, heard, monkeypatch
+) -> None:
+    monkeypatch.setattr(patience, "LOSSES_LAST", 0.0)
+    server = elsewhere(script(run=QUEUED, stream=[rows("a"), None], status=QUEUED))
+    handle = session.connect("ep", "ep", provider=server.url).submit({})
+    with pytest.raises(errors.AnswerLost, match="Attach to it again"):
+        handle.wait(10)
+    assert len([outage for outage in heard.queue if outage is not None]) == patience.MOST_LOSSES - 1
+    assert handle.outage is None
 
 
 # ---------------------------------------------------------------------------------- redirects, keys, ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -11,6 +12,7 @@ from notebook_ext.entry import Entry
 from notebook_ext.errors import AnswerLost, JobFailed
 from notebook_ext.events import Ended, Queued
 from notebook_ext.handle import JobHandle
+from notebook_ext.patience import Outage
 from notebook_ext.types import Counts, Health, Job, JobStatus, StreamChunk
 from notebook_ext.view import NEWS, TICK, JobView, facts
 
@@ -121,6 +123,29 @@ def test_a_job_whose_server_has_too_many_requests_says_for_how_long_it_waits():
         handle.saw(Ended(None))
         assert handle.pause_left == 0.0
         assert 3.3 < handle.paused_for < 3.5
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("lasts", "has_connection", "said"),
+    [
+        (9.2, False, "no connection for 9 s, trying again"),
+        (9.2, True, "no good answer for 9 s, trying again"),
+        (1.5, False, ""),  # the next attempt may get one
+    ],
+)
+def test_a_job_whose_server_does_not_answer_says_for_how_long(lasts, has_connection, said):
+    async def scenario():
+        strip, handle = Strip(), job("IN_PROGRESS")
+        view = view_of(handle, strip)
+        handle.troubled(Outage(time.monotonic() - lasts, has_connection))
+        view.start()
+        assert strip.views[-1].reason == said
+        handle.troubled(None)
+        handle.saw(handle.job)
+        assert strip.views[-1].reason == ""
+        handle.saw(Ended(None))
 
     asyncio.run(scenario())
 

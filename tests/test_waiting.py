@@ -25,9 +25,9 @@ def endpoint(in_queue: int | None = None, **workers: int) -> Health:
         (endpoint(outdated=2), 41, (), ""),
         # no worker
         (endpoint(idle=0, running=0), 3, (), "no worker yet"),
-        (endpoint(idle=0), 41, (), "no worker at all: is max workers 0?"),
+        (endpoint(idle=0), 41, (), "no worker at all: is max workers 0, or has none attached?"),
         (endpoint(idle=0), 41, NINE, "no worker yet; cold starts here take about 48 s (9 seen)"),
-        (endpoint(idle=0), 60, NINE, "no worker at all: is max workers 0?"),
+        (endpoint(idle=0), 60, NINE, "no worker at all: is max workers 0, or has none attached?"),
         (
             endpoint(idle=0),
             12,
@@ -95,7 +95,7 @@ def test_why_a_job_waits(health, waited, cold_starts, reason):
     ("workers", "reason"),
     [
         ({}, ""),
-        ({"idle": 0}, "no worker at all: is max workers 0?"),
+        ({"idle": 0}, "no worker at all: is max workers 0, or has none attached?"),
         ({"unhealthy": 2, "running": 1}, f"2 workers {LOGS}"),
         ({"throttled": 2}, "all hosts throttled: the provider has no free machine now"),
         ({"initializing": 1}, "1 worker initializing"),

@@ -244,3 +244,134 @@ def test_a_module_of_ours_in_the_notebook(namespace):
     cell(namespace, source)
     with pytest.raises(InputError, match="of which a worker knows only"):
         worker("shout", namespace["handler"], namespace, cell=source)
+
+
+@pytest.mark.parametrize(
+    ("defined", "used", "output"),
+    [
+        (
+            "from dataclasses import dataclass, field\n\n@dataclass\nclass P:\n    x: int\n    y: int = 2\n"
+            "    more: list = field(default_factory=list)",
+            "str(P(1))",
+            "P(x=1, y=2, more=[])",
+        ),
+        (
+            "import dataclasses\n\n@dataclasses.dataclass(slots=True)\nclass P:\n    x: int = 1",
+            "str(P())",
+            "P(x=1)",
+        ),
+        ("class P(ValueError):\n    '''It is too long.'''", "str(P('long'))", "long"),
+        ("class P(ValueError): pass", "str(P('long'))", "long"),
+        (
+            "from enum import Enum\n\nclass P(Enum):\n    _ignore_ = ['i']\n    A = 'a'\n    B = 'b'",
+            "P.B.value",
+            "b",
+        ),
+        ("from enum import IntEnum, auto\n\nclass P(IntEnum):\n    A = auto()", "str(P.A + 0)", "1"),
+        ("import enum\n\nclass Flag(enum.Flag):\n    A = 1", "str(Flag.A.value)", "1"),
+        ("class P:\n    a, b = '1', '2'\n    __c = 3\n    d: str = '4'", "P.a + P.b + P.d", "124"),
+        ("from typing import NamedTuple\n\nclass P(NamedTuple):\n    x: str = 'a'", "P().x", "a"),
+        (
+            "from typing import TypedDict\n\nclass Q(TypedDict):\n    x: str\n\nclass P(Q):\n    y: str",
+            "P(x='a', y='b')['y']",
+            "b",
+        ),
+        ("class P:\n    text = property(lambda self: 'a')", "P().text", "a"),
+        ("class P:\n    @staticmethod\n    def text(): return 'a'", "P.text()", "a"),
+        ("class P:\n    f = str\nP.g = lambda self: 1", "P.f('a')", "a"),
+    ],
+)
+def test_a_class_of_another_cell_comes_along(notebook, run, defined, used, output):
+    notebook.run(defined)
+    notebook.run(f"%%endpoint serve shout\ndef handler(job):\n    return {used}\n")
+    done = run(notebook.run("%endpoint code shout --worker"))
+    assert (done.stdout, done.stderr) == (f'["{output}", true]\n', "")
+
+
+HANDLER = "%%endpoint serve shout\ndef handler(job):\n    return P.x\n"
+
+
+def test_a_class_is_what_was_executed_last(notebook, run):
+    def output() -> str:
+        return run(notebook.run("%endpoint code shout --worker")).stdout
+
+    first, second = "class P:\n    x = 'first'", "class P:\n    x = 'second'"
+    notebook.run(first)
+    notebook.run(HANDLER)
+    assert output() == '["first", true]\n'
+    notebook.run(second)
+    assert output() == '["second", true]\n'
+    notebook.run(first)
+    assert output() == '["first", true]\n'
+    notebook.run(f"{first}\n{second}")
+    assert output() == '["second", true]\n'
+    notebook.try_("class P:\n    x = 'broken'\n    x =")
+    notebook.try_("class P:\n    x = 'other'\n    y = 1 / 0")
+    assert output() == '["second", true]\n'
+
+
+def test_a_cell_that_a_kernel_executes_again_is_the_newest(notebook, run, monkeypatch):
+    """A kernel names a cell's code by its text alone."""
+    monkeypatch.setattr(
+        type(notebook.shell.compile), "get_code_name", lambda self, raw, code, number: f"<{hash(raw)}>"
+    )
+    cells = ["class P:\n    x = 'a'.lower()", "class P:\n    x = 'b'.lower()"]
+    for cell in [*cells, cells[0], HANDLER]:
+        notebook.run(cell)
+    assert run(notebook.run("%endpoint code shout --worker")).stdout == '["a", true]\n'
+
+
+def test_a_class_that_was_changed_since_is_written_as_it_was_defined(notebook, run):
+    notebook.run("class P:\n    x = 'a'")
+    notebook.run("P.x = 'b'; P.y = 1")
+    notebook.run(HANDLER)
+    assert run(notebook.run("%endpoint code shout --worker")).stdout == '["a", true]\n'
+
+
+def test_an_earlier_class_under_another_name_is_the_earlier_one(notebook, run):
+    notebook.run("class P:\n    x = 'a'")
+    notebook.run("Earlier = P")
+    notebook.run("class P:\n    x = 'b'")
+    notebook.run(HANDLER.replace("P.x", "Earlier.x"))
+    assert run(notebook.run("%endpoint code shout --worker")).stdout == '["a", true]\n'
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["class P(ValueError):\n    x = 'a'.lower()", "Q = P", "class P(ValueError):\n    x = 'b'.lower()"],
+        ["class P:\n    x = 'a'", "Q = P", "1 / 0\nclass P:\n    x = 'b'"],
+    ],
+)
+def test_a_class_that_may_be_one_of_two_is_refused(notebook, cells):
+    for cell in cells:
+        notebook.try_(cell)
+    notebook.run(HANDLER.replace("P.x", "P.x" if "1 / 0" in cells[-1] else "Q.x"))
+    said = notebook.error("%endpoint code shout --worker")
+    assert "`P`, which cells define in more than one way; run the cell that is meant once more" in said
+    notebook.run(cells[0].replace("P", "Q"))
+    if "1 / 0" in cells[-1]:
+        notebook.run(cells[0])
+    assert "handler" in notebook.run("%endpoint code shout --worker")
+
+
+@pytest.mark.parametrize(
+    "code", ["P = type('P', (), {})", "def make():\n    class P: pass\n    return P\n\nP = make()"]
+)
+def test_a_class_that_no_cell_defines_is_refused(notebook, code):
+    notebook.run(code)
+    notebook.run(HANDLER.replace("P.x", "P.__name__"))
+    assert "`P`, whose source is not to be found" in notebook.error("%endpoint code shout --worker")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "class Model:\n    def __call__(self, job): return 1\n\nmodel = Model()",
+        "import functools\n\nmodel = functools.partial(lambda job, x: x, x=1)",
+    ],
+)
+def test_a_handler_that_is_no_function_is_refused(notebook, code):
+    notebook.run(code)
+    notebook.run("%endpoint serve shout --handler model")
+    assert "serve a `def handler(job)` that calls it" in notebook.error("%endpoint code shout --worker")

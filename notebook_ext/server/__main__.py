@@ -102,6 +102,10 @@ async def _serve(arguments: argparse.Namespace, answers: TextIO) -> None:
         if arguments.upstream
         else None
     )
+    names = [argument.partition("=")[0] for argument in arguments.endpoints]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise EndpointError(f"{twice!r} is given twice: each endpoint has a name of its own")
     if arguments.start is not None and all("=" in argument for argument in arguments.endpoints):
         raise EndpointError("--start is for an endpoint without a handler: NAME in place of NAME=HANDLER")
     server = EmbeddedServer(

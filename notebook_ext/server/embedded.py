@@ -20,6 +20,7 @@ from notebook_ext.server.attached_worker import LossRules
 from notebook_ext.server.demos import built_in
 from notebook_ext.server.external import External
 from notebook_ext.server.gate import Gate
+from notebook_ext.server.handlers import check_takes_job
 from notebook_ext.server.head import BoundedHead
 from notebook_ext.server.outbound import WEBHOOK_PAUSE, Upstream, Webhooks
 from notebook_ext.server.queue import Dials, Queue
@@ -206,6 +207,7 @@ class EmbeddedServer:
 
         Raises:
             ConfigurationError: The name, the handler, the command or a number cannot be.
+            InputError: The handler cannot be called with a job.
         """
         if not _NAME.match(name):
             raise ConfigurationError(
@@ -216,6 +218,8 @@ class EmbeddedServer:
         function = built_in(handler, upstream) if isinstance(handler, str) else handler
         if not (function is None or callable(function)):
             raise ConfigurationError(f"the handler of {name!r} cannot be called: {type(function).__name__}")
+        if function is not None:
+            check_takes_job(name, function)
         external = external or function is None or start is not None
         if external and self._serving is None:
             raise ConfigurationError("workers attach once the server listens: start() it first")

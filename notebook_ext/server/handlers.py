@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from notebook_ext.errors import InputError
 from notebook_ext.protocol import worker_error_to_json
 from notebook_ext.server.job import CHUNK_LIMIT, RESULT_LIMIT, Attempt, Handler, Outcome, Unsendable, as_json
 from notebook_ext.server.prints import current_log
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from notebook_ext.server.queue import Queue
 
-__all__ = ["Reporter", "call", "call_async", "is_async", "progress_update"]
+__all__ = ["Reporter", "call", "call_async", "check_takes_job", "is_async", "progress_update"]
 
 _STOPPED = Outcome()
 """Of an attempt that is over already: the queue ignores it."""
@@ -136,6 +137,30 @@ def is_async(handler: Handler) -> bool:
     if not inspect.isroutine(function):
         function = type(function).__call__
     return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+
+def check_takes_job(name: str, handler: Handler) -> None:
+    """Refuse a handler that every job would fail to call.
+
+    Args:
+        name: The endpoint's name, for the sentence.
+        handler: What is to be served; one whose signature cannot be known is let pass.
+
+    Raises:
+        InputError: It cannot be called with one positional argument.
+    """
+    try:
+        # What a decorator calls inside may take more than what it gives out.
+        signature = inspect.signature(handler, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind({})
+    except TypeError as error:
+        raise InputError(
+            f"the handler of {name!r} cannot be called with one argument, the job, as `def handler(job)` "
+            f"can: {error}"
+        ) from None
 
 
 def call(handler: Handler, reporter: Reporter) -> Outcome:

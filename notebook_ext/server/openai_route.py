@@ -294,7 +294,7 @@ def _event(document: dict[str, Any]) -> bytes:
 
 def _unfit(what: str) -> _JobEnded:
     return _ended(
-        f"the endpoint's handler was not made for OpenAI calls: {what}; one that is reads "
+        f"the handler was not made for OpenAI calls, so call it by its own input: {what}; one that is reads "
         "'openai_route' and 'openai_input' from its input, and gives OpenAI's documents or event streams",
         400,
     )
