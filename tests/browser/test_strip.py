@@ -208,8 +208,9 @@ def test_a_cancel_is_cancelling_then_not_confirmed_and_confirmed_when_asked_agai
         says(lab, 1, "running", "not confirmed: last seen running; Cancel asks again")
         assert lab.output(1).locator("button").is_enabled()
         shoot(lab, "unconfirmed", 1)
-        process.send_signal(signal.SIGCONT)
         lab.click(1, "Cancel")
+        says(lab, 1, "cancelling", "Cancelling…")
+        process.send_signal(signal.SIGCONT)  # at once it reads the first request too
         footer(lab, 1, "CANCELLED")
         assert "not confirmed" not in lab.text(1)
     assert lab.errors == []
