@@ -15,9 +15,9 @@ from notebook_ext.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-__all__ = ["source"]
+__all__ = ["MAIN", "source"]
 
-_MAIN = "__main__"
+MAIN = "__main__"
 """The module of what a notebook defines."""
 _Definition: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
@@ -95,7 +95,7 @@ def _own_codes(value: type) -> list[CodeType]:
     for item in vars(value).values():
         function = item.__func__ if isinstance(item, staticmethod | classmethod) else item
         function = function.fget if isinstance(function, property) else function
-        if isinstance(function, FunctionType) and function.__module__ == _MAIN:
+        if isinstance(function, FunctionType) and function.__module__ == MAIN:
             codes.append(inspect.unwrap(function).__code__)
     return [code for code in codes if code.co_qualname.startswith(f"{value.__qualname__}.")]
 

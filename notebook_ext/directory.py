@@ -151,7 +151,7 @@ class Directory:
             return self._serve_in_place(server, name, handler, options)
         self._session.on_loop(lambda: server.serve(name, handler, **options))
         try:
-            connection = self._served(server, name, "chat" if handler in _PROMPTED else "raw")
+            connection = self._served(server, name, handler)
             starter = server.starter(name)
             if starter is not None:
                 self._session.ask(starter.settled(START_WAIT))
@@ -178,9 +178,10 @@ class Directory:
             if isinstance(error, ConfigurationError):
                 raise ConfigurationError(f"{name} is served as before, since {error}") from None
             raise
-        return self._served(server, name, "chat" if handler in _PROMPTED else "raw")
+        return self._served(server, name, handler)
 
-    def _served(self, server: EmbeddedServer, name: str, profile: str) -> Connection:
+    def _served(self, server: EmbeddedServer, name: str, handler: Any) -> Connection:
+        profile = "chat" if handler in _PROMPTED else "raw"
         connection = self._connections.get(name)
         if connection is None or not connection.served:
             provider = providers.local(server.base_url, lambda: server.token)

@@ -266,7 +266,7 @@ def _move(unfinished: Path, path: Path, *, force: bool) -> None:
             os.link(unfinished, path)  # which refuses where there is a file by now
         except FileExistsError:
             raise
-        except (OSError, NotImplementedError):  # a file system without links
+        except OSError:  # a file system without links
             if path.exists():
                 raise FileExistsError from None
         else:

@@ -16,7 +16,7 @@ from importlib import metadata
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from notebook_ext.definitions import source
+from notebook_ext.definitions import MAIN, source
 from notebook_ext.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ _LOOKS_SECRET = re.compile(
 _SHORTEST_SECRET = 8
 """Characters; a shorter text is more likely some other kind of key or token."""
 _OURS = "notebook_ext"
-_SERVED = "__main__"
-"""The module of what a notebook defines."""
 
 
 def worker(
@@ -112,7 +110,7 @@ class _Program:
         self._known.add(name)
         if isinstance(value, ModuleType):
             self._import_module(name, value)
-        elif getattr(value, "__module__", None) == _SERVED and isinstance(value, FunctionType | type):
+        elif getattr(value, "__module__", None) == MAIN and isinstance(value, FunctionType | type):
             self._define(name, value)
         elif _is_importable(value):
             self._import_name(name, value)

@@ -24,7 +24,7 @@ from notebook_ext.errors import ConfigurationError
 from notebook_ext.server import starter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from inshell import Notebook
 
@@ -415,14 +415,11 @@ def test_a_cell_that_starts_others_keeps_those_that_run_until_they_are_there(
     assert connection.run(1, timeout=20)["argv"][1:] == ["again"]
 
 
-def test_a_cell_that_is_interrupted_while_others_start_serves_as_before(notebook: Notebook) -> None:
-    notebook.run("%endpoint serve mine --handler echo")
-    externals = notebook.session.endpoints._server._externals
+def interrupted(notebook: Notebook, is_awaited: Callable[[], object]) -> None:
+    """Serve by a worker that never asks for a job, and stop the cell while it waits for that."""
 
     def interrupt() -> None:
-        asyncio.run(
-            spin(lambda: "mine" in externals and any(one._is_awaited for one in externals["mine"]._prepared))
-        )
+        asyncio.run(spin(is_awaited))
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     clicker = threading.Thread(target=interrupt)
@@ -430,6 +427,14 @@ def test_a_cell_that_is_interrupted_while_others_start_serves_as_before(notebook
     ran = notebook.try_('%endpoint serve mine --start "sleep 60"')
     clicker.join()
     assert not ran.success
+
+
+def test_a_cell_that_is_interrupted_while_others_start_serves_as_before(notebook: Notebook) -> None:
+    notebook.run("%endpoint serve mine --handler echo")
+    externals = notebook.session.endpoints._server._externals
+    interrupted(
+        notebook, lambda: "mine" in externals and any(one._is_awaited for one in externals["mine"]._prepared)
+    )
     assert not externals
     assert notebook.session.connect("mine").run(1, timeout=10) == 1
 
@@ -456,16 +461,7 @@ def test_a_number_of_workers_that_come_by_themselves_is_refused(notebook: Notebo
 
 def test_a_cell_that_is_interrupted_while_it_waits_leaves_no_process(notebook: Notebook) -> None:
     starter = notebook.session.endpoints.starter
-
-    def interrupt() -> None:
-        asyncio.run(spin(lambda: starter("mine") and starter("mine")._is_awaited))
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-    clicker = threading.Thread(target=interrupt)
-    clicker.start()
-    ran = notebook.try_('%endpoint serve mine --start "sleep 60"')
-    clicker.join()
-    assert not ran.success
+    interrupted(notebook, lambda: starter("mine") and starter("mine")._is_awaited)
     assert notebook.session.endpoints.queue("mine") is None
 
 

@@ -162,10 +162,10 @@ def _address(server: EmbeddedServer, *, with_token: bool) -> dict[str, Any]:
 def _on_signals(stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        try:
-            loop.add_signal_handler(number, stop.set)
-        except NotImplementedError:  # Windows
+        if sys.platform == "win32":  # where a loop cannot handle signals
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
+        else:
+            loop.add_signal_handler(number, stop.set)
 
 
 def _find(argument: str, handler: str) -> Handler | str:

@@ -7,6 +7,7 @@ import contextlib
 import re
 import secrets
 import socket
+import sys
 from ipaddress import ip_address
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -397,9 +398,9 @@ class _Uvicorn(uvicorn.Server):
         await self._leaving.wait()
         # asyncio forgets a connection that it has accepted, but not yet set up, when a server is closed:
         # it would stay open, unanswered. So first nothing is accepted any more, then the rest is set up.
-        for server in self.servers:
-            for listener in server.sockets:
-                with contextlib.suppress(NotImplementedError):  # Windows' loop accepts in another way
+        if sys.platform != "win32":  # whose loop accepts in another way
+            for server in self.servers:
+                for listener in server.sockets:
                     asyncio.get_running_loop().remove_reader(listener.fileno())
         for _ in range(LAST_TURNS):
             await asyncio.sleep(0)
